@@ -1,0 +1,1 @@
+//! The scheduler's loop and the small controllers beside it

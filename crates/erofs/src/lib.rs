@@ -1,0 +1,1 @@
+//! EROFS metadata images, written and read over bytes; no I/O

@@ -1,0 +1,1 @@
+//! Addresses, routed veth pairs, NAT and published ports over netlink and nftables

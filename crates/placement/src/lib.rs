@@ -1,0 +1,1 @@
+//! Cluster snapshot and pod in, decision with reasons out

@@ -1,0 +1,1 @@
+//! Client of OCI registries: authentication, ranges, retries, proxies; and image layout directories

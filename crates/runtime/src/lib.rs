@@ -1,0 +1,1 @@
+//! Pods and containers from images, sandboxes, networks and volumes

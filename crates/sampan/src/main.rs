@@ -1,0 +1,2 @@
+//! The sampan command.
+fn main() {}

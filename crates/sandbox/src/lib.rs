@@ -1,0 +1,1 @@
+//! The contract of a sandbox and the process sandbox behind it

@@ -1,0 +1,1 @@
+//! Objects with revisions: compare-and-swap, list, watch and compaction on SQLite

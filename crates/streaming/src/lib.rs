@@ -1,0 +1,1 @@
+//! Remote command streams for exec and attach: WebSocket and SPDY

@@ -1,0 +1,1 @@
+//! The new mount API: contexts, detached mounts, idmaps and moves.

@@ -1,0 +1,1 @@
+//! Entering namespaces, on threads made for it.

@@ -1,0 +1,1 @@
+//! Raw netlink sockets: one request, its answers, the kernel's verdict.

@@ -1,0 +1,1 @@
+//! The framed protocol between daemon, zygote and agent
