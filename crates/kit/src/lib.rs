@@ -1,1 +1,8 @@
-//! What every room needs and no crate of others gives just so: quantities, ids, back-off, gates, error chains
+//! What every room needs and no published crate gives just so.
+//!
+//! Kubernetes quantities, ids, back-off and error chains. Nothing here knows about pods, images or the kernel.
+
+pub mod backoff;
+pub mod error_chain;
+pub mod id;
+pub mod quantity;
