@@ -1,1 +1,25 @@
-//! Client of OCI registries: authentication, ranges, retries, proxies; and image layout directories
+//! Client of OCI registries, and reader of image layout directories, behind one face.
+//!
+//! ```text
+//! RegistryClient::new(RegistryConfig::from_environment())            // Clone, cheap
+//!   .current_digest(&source, &credentials)  -> Digest                // HEAD: has a tag moved?
+//!   .resolve(&source, &platform, &credentials) -> Resolved           // manifest and configuration, checked
+//!   .open_blob(&source, &descriptor, &credentials) -> BlobReader     // in order, parallel ranges, resumed, digest checked
+//!   .read_range(&source, &descriptor, range, &credentials) -> Bytes  // random read, not checked
+//! BlobReader: next().await -> Option<Bytes>; blocking() -> BlockingBlob: Read + BufRead; canceller()
+//! ```
+//!
+//! Everything that this crate returns was checked against the digest that named it, except random ranges, which cannot be.
+//! Requests are tried again when that can help ([`FailureClass`]); what is permanent is reported at once. A blob that comes in
+//! ranges is read by several connections (HTTP/1.1 on purpose: one HTTP/2 connection is one TCP stream) and handed over in order
+//! without copying. Dropping a reader, or a future of this crate, ends its transfers.
+
+pub mod config;
+pub mod credentials;
+mod error;
+mod file;
+pub mod limits;
+
+pub use config::RegistryConfig;
+pub use credentials::{AuthFile, Credentials, Login};
+pub use error::{Detail, FailureClass, FetchError, LayoutError, Mismatch, Site};
