@@ -2,6 +2,8 @@
 
 pub mod config;
 pub mod digest;
+pub mod gzip;
+pub mod inflate;
 mod json;
 pub mod layer;
 pub mod limits;
