@@ -24,4 +24,6 @@ mod write;
 
 pub use read::{Contents, ReadError, read};
 pub use tree::{Device, DirEntry, Extent, Inode, InodeId, Kind, Timestamp, Tree, Xattr};
+#[doc(hidden)]
+pub use write::reseal;
 pub use write::{Fault, WriteError, write, xattr_name_is_storable};

@@ -54,6 +54,5 @@ pub enum ReadError {
 pub fn read(image: &[u8]) -> Result<Contents, ReadError> {
     let superblock = superblock::Superblock::parse(image)?;
     let tree = traverse::Traversal::of(image, &superblock)?;
-    let devices = superblock.devices.into_iter().map(|slot| slot.device).collect();
-    Ok(Contents { tree, devices })
+    Ok(Contents { tree, devices: superblock.devices })
 }

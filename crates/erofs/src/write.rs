@@ -7,10 +7,10 @@
 //! ```
 //!
 //! Four passes: `walk` validates names and fixes the order, `file` maps extents, `place` gives every inode its offset,
-//! `emit` fills the bytes. What keeps the image small: a contiguous file needs no index at all, because a flat inode may
-//! point into the address space in which the device table lays the devices out one after the other (`mapped_blkaddr`);
-//! inodes whose time is the commonest one and whose ids are small take 32 bytes instead of 64; directories and symlinks
-//! end inside their inode; gaps that inline data leaves before a block boundary are filled with later inodes.
+//! `emit` fills the bytes. What keeps the image small: a file in one piece has one index entry of 8 bytes; inodes whose
+//! time is the commonest one and whose ids are small take 32 bytes instead of 64; directories and symlinks end inside
+//! their inode; gaps that inline data leaves before a block boundary are filled with later inodes; attributes that
+//! repeat are stored once.
 
 mod directory;
 mod emit;
@@ -103,6 +103,12 @@ pub fn write(tree: &Tree, devices: &[Device]) -> Result<Vec<u8>, WriteError> {
     let plan = place::Plan::make(tree, devices, &walk, &shared, epoch, inodes_offset)?;
     let mapped = map_devices(devices, plan.blocks)?;
     Ok(emit::Emission { tree, devices, walk: &walk, shared: &shared, plan: &plan, mapped: &mapped }.bytes())
+}
+
+/// Makes the checksum of changed bytes right again, so that fuzzing and tests get past it.
+#[doc(hidden)]
+pub fn reseal(image: &mut [u8]) {
+    emit::reseal(image);
 }
 
 fn check_devices(devices: &[Device]) -> Result<(), WriteError> {

@@ -47,24 +47,8 @@ pub(super) fn local_data<'a>(
 pub(super) fn extents(bytes: Bytes<'_>, superblock: &Superblock, inode: &RawInode) -> Result<Vec<Extent>, ReadError> {
     match inode.layout {
         Layout::Plain if inode.size == 0 => Ok(Vec::new()),
-        Layout::Plain => flat_extent(superblock, inode).map(|extent| vec![extent]),
-        Layout::Inline => Err(inode.wrong("a file has its data in the metadata image")),
+        Layout::Plain | Layout::Inline => Err(inode.wrong("a file has its data in the metadata image")),
         Layout::Chunked => chunk_extents(bytes, superblock, inode),
-    }
-}
-
-/// A flat file is addressed in the unified space; the device is the one that is mapped there.
-fn flat_extent(superblock: &Superblock, inode: &RawInode) -> Result<Extent, ReadError> {
-    let blocks = inode.size.div_ceil(BLOCK_BYTES);
-    let found = superblock.devices.iter().zip(1_u16..).find_map(|(slot, device)| {
-        let block = inode.union.checked_sub(slot.mapped_block)?;
-        (block < slot.device.blocks).then_some((slot, device, u64::from(block)))
-    });
-    match found {
-        Some((slot, device, block)) if block.saturating_add(blocks) <= u64::from(slot.device.blocks) => {
-            Ok(Extent { file_offset: 0, device, device_offset: block.saturating_mul(BLOCK_BYTES), length: inode.size })
-        }
-        _ => Err(inode.wrong("its data is not on one device")),
     }
 }
 
@@ -117,7 +101,7 @@ fn chunk_extent(
 ) -> Result<Extent, ReadError> {
     let slot = usize::from(device).checked_sub(1).and_then(|index| superblock.devices.get(index));
     let slot = slot.ok_or_else(|| inode.wrong("a chunk names a device that does not exist"))?;
-    if u64::from(block).saturating_add(length.div_ceil(BLOCK_BYTES)) > u64::from(slot.device.blocks) {
+    if u64::from(block).saturating_add(length.div_ceil(BLOCK_BYTES)) > u64::from(slot.blocks) {
         return Err(inode.wrong("a chunk lies outside its device"));
     }
     Ok(Extent { file_offset, device, device_offset: u64::from(block) << BLOCK_BITS, length })

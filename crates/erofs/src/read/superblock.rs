@@ -9,12 +9,6 @@ use crate::layout::{
 use crate::limits::{DEVICES_MAX, IMAGE_BYTES_MAX, TAG_BYTES_MAX};
 use crate::tree::{Device, Timestamp};
 
-/// A device and where it begins in the unified address space.
-pub(super) struct DeviceSlot {
-    pub(super) device: Device,
-    pub(super) mapped_block: u32,
-}
-
 pub(super) struct Superblock {
     pub(super) root_nid: u64,
     pub(super) inodes: u64,
@@ -22,7 +16,7 @@ pub(super) struct Superblock {
     pub(super) blocks: u32,
     /// Byte from which references to shared attributes count.
     pub(super) xattr_origin: u64,
-    pub(super) devices: Vec<DeviceSlot>,
+    pub(super) devices: Vec<Device>,
 }
 
 impl Superblock {
@@ -83,7 +77,7 @@ fn verify_checksum(bytes: Bytes<'_>) -> Result<(), ReadError> {
     if stored == computed { Ok(()) } else { Err(ReadError::Checksum { stored, computed }) }
 }
 
-fn device_table(bytes: Bytes<'_>, metadata_blocks: u32) -> Result<Vec<DeviceSlot>, ReadError> {
+fn device_table(bytes: Bytes<'_>, metadata_blocks: u32) -> Result<Vec<Device>, ReadError> {
     let wrong = |what| ReadError::Superblock { what };
     let count = bytes.u16(field::OFFSET.saturating_add(field::EXTRA_DEVICES))?;
     let first = u64::from(bytes.u16(field::OFFSET.saturating_add(field::DEVICE_TABLE_SLOT))?);
@@ -102,7 +96,7 @@ fn device_table(bytes: Bytes<'_>, metadata_blocks: u32) -> Result<Vec<DeviceSlot
             return Err(wrong("a device is not mapped right behind the one before it"));
         }
         next = next.saturating_add(u64::from(blocks));
-        devices.push(DeviceSlot { device: Device { blocks, tag }, mapped_block });
+        devices.push(Device { blocks, tag });
     }
     if next >= u64::from(NULL_BLOCK) { Err(wrong("the devices exceed the address space")) } else { Ok(devices) }
 }

@@ -130,7 +130,6 @@ impl Emission<'_> {
         match placed.body {
             Body::Nothing => (inode::LAYOUT_FLAT_PLAIN, NULL_BLOCK),
             Body::Special { number } => (inode::LAYOUT_FLAT_PLAIN, number),
-            Body::Remote { device, block } => (inode::LAYOUT_FLAT_PLAIN, self.mapped[usize::from(device) - 1] + block),
             Body::Chunks { bits, .. } => (inode::LAYOUT_CHUNKED, bits | CHUNK_FORMAT_INDEXES),
             Body::Local { first, tail, blocks } => {
                 let layout = if tail > 0 { inode::LAYOUT_FLAT_INLINE } else { inode::LAYOUT_FLAT_PLAIN };
@@ -144,7 +143,7 @@ impl Emission<'_> {
         let node = &self.tree.inodes[id as usize];
         let after_head = placed.offset + head_bytes(placed.extended) + placed.xattr_bytes;
         match placed.body {
-            Body::Nothing | Body::Special { .. } | Body::Remote { .. } => {}
+            Body::Nothing | Body::Special { .. } => {}
             Body::Chunks { bits, .. } => self.chunks(out, node, bits, after_head),
             Body::Local { first, blocks, .. } => {
                 match &node.kind {
@@ -187,6 +186,14 @@ fn seal(out: &mut Output) {
     uuid[6] = (uuid[6] & 0x0F) | 0x80;
     uuid[8] = (uuid[8] & 0x3F) | 0x80;
     out.put(superblock::OFFSET + superblock::UUID, &uuid);
-    let checksum = crc32c::update(!0, &out.0[superblock::OFFSET as usize..BLOCK_BYTES as usize]);
-    out.u32(superblock::OFFSET + superblock::CHECKSUM, checksum);
+    reseal(&mut out.0);
+}
+
+/// Renews the checksum of an image's first block; what is shorter than a block stays as it is.
+pub(super) fn reseal(image: &mut [u8]) {
+    let Some(block) = image.get_mut(superblock::OFFSET as usize..BLOCK_BYTES as usize) else { return };
+    let field = superblock::CHECKSUM as usize;
+    block[field..field + 4].fill(0);
+    let checksum = crc32c::update(!0, block);
+    block[field..field + 4].copy_from_slice(&checksum.to_le_bytes());
 }

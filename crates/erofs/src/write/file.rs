@@ -1,4 +1,7 @@
-//! How a file's extents become block addresses: nothing, one flat run, or an index of equal chunks.
+//! How a file's extents become an index of equal chunks, as few as possible: one, where the file lies in one piece.
+//!
+//! A file in one piece could also be a flat inode that points into the unified address space, without any index. The
+//! kernel reads that, but erofs-utils 1.5 looks for the data inside the metadata image.
 
 use super::Fault;
 use crate::layout::{BLOCK_BITS, BLOCK_BYTES, CHUNK_BITS_MAX, NULL_BLOCK};
@@ -18,10 +21,6 @@ pub(super) struct Run {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Mapping {
     Empty,
-    Contiguous {
-        device: u16,
-        block: u32,
-    },
     /// Chunks of `1 << bits` blocks, each of them inside one run.
     Chunks {
         bits: u32,
@@ -34,7 +33,6 @@ pub(super) fn mapping(size: u64, extents: &[Extent], devices: &[Device]) -> Resu
     let blocks = size.div_ceil(BLOCK_BYTES);
     match runs.as_slice() {
         [] => Ok(Mapping::Empty),
-        [run] if run.device != 0 => Ok(Mapping::Contiguous { device: run.device, block: run.device_block }),
         [_] => Ok(chunks(blocks.next_power_of_two().trailing_zeros(), blocks)),
         [_, rest @ ..] => {
             // Every place where the mapping changes must be a boundary between chunks.
@@ -129,11 +127,12 @@ mod tests {
     }
 
     #[test]
-    fn a_contiguous_file_needs_no_index() {
+    fn a_file_in_one_piece_is_one_chunk() {
         check(0, &[], Ok(Mapping::Empty));
-        check(5000, &[extent(0, 1, 7, 5000)], Ok(Mapping::Contiguous { device: 1, block: 7 }));
+        check(1, &[extent(0, 1, 7, 1)], Ok(Mapping::Chunks { bits: 0, count: 1 }));
+        check(5000, &[extent(0, 1, 7, 5000)], Ok(Mapping::Chunks { bits: 1, count: 1 }));
         let split = [extent(0, 2, 7, 4096), extent(1, 2, 8, 904)];
-        check(5000, &split, Ok(Mapping::Contiguous { device: 2, block: 7 }));
+        check(5000, &split, Ok(Mapping::Chunks { bits: 1, count: 1 }));
     }
 
     #[test]

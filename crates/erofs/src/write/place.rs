@@ -21,10 +21,6 @@ pub(super) enum Body {
     Special {
         number: u32,
     },
-    Remote {
-        device: u16,
-        block: u32,
-    },
     Chunks {
         bits: u32,
         count: u64,
@@ -94,7 +90,7 @@ impl Plan {
                     data_blocks += *blocks;
                     head + *tail
                 }
-                Body::Nothing | Body::Special { .. } | Body::Remote { .. } => head,
+                Body::Nothing | Body::Special { .. } => head,
             };
             let whole = matches!(place.body, Body::Local { tail: 1.., .. }) || !matches!(node.kind, Kind::File { .. });
             place.offset = packer.place(bytes, whole && bytes <= BLOCK_BYTES);
@@ -162,7 +158,6 @@ fn form(
         Kind::File { size, extents } => {
             let body = match mapping(*size, extents, devices)? {
                 Mapping::Empty => Body::Nothing,
-                Mapping::Contiguous { device, block } => Body::Remote { device, block },
                 Mapping::Chunks { bits, count } => Body::Chunks { bits, count },
             };
             (*size, body)
