@@ -231,6 +231,9 @@ fn copy_16(out: &mut [u8], from: usize, to: usize) {
     out.copy_within(from..from + 16, to);
 }
 
+/// Bytes of an 8-byte pattern that can be used before it must start over, by distance.
+const PATTERN_STRIDE: [usize; 8] = [8, 8, 8, 6, 8, 5, 6, 7];
+
 /// A match that overlaps itself closely: its first 8 bytes are made as a word, which repeats every `stride` bytes.
 #[inline]
 fn copy_pattern(out: &mut [u8], pos: usize, distance: usize, length: usize) {
@@ -243,11 +246,14 @@ fn copy_pattern(out: &mut [u8], pos: usize, distance: usize, length: usize) {
         }
         return;
     }
-    let mut pattern = [0; 8];
-    for (n, byte) in pattern.iter_mut().enumerate() {
-        *byte = out[from + n % distance];
+    let mut pattern = word(out, from) & !(u64::MAX << (8 * distance));
+    let mut filled = distance;
+    while filled < 8 {
+        pattern |= pattern << (8 * filled);
+        filled *= 2;
     }
-    let stride = 8 - 8 % distance;
+    let stride = PATTERN_STRIDE[distance & 7];
+    let pattern = pattern.to_le_bytes();
     let mut done = 0;
     while done < length {
         out[pos + done..pos + done + 8].copy_from_slice(&pattern);
