@@ -1,0 +1,24 @@
+//! Chores of the repository, run as `cargo xtask NAME`.
+//!
+//! Each chore is a module with one entry; this file only chooses. Nothing here is part of the product.
+
+mod tidy;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+const USAGE: &str = "usage: cargo xtask tidy\n\n  tidy   check layers, sources, licences, duplicate crates and papers";
+
+fn main() -> anyhow::Result<ExitCode> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let mut out = std::io::stdout().lock();
+    match arguments.as_slice() {
+        ["tidy"] => tidy::run(&mut out),
+        [] | ["help" | "--help" | "-h"] => {
+            writeln!(out, "{USAGE}")?;
+            Ok(ExitCode::SUCCESS)
+        }
+        _ => anyhow::bail!("unknown chore `{}`\n{USAGE}", arguments.join(" ")),
+    }
+}
