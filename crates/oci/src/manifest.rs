@@ -39,6 +39,8 @@ pub enum ManifestError {
     EncryptedLayer { digest: Digest, media_type: String },
     #[error("layer {digest} has the unknown media type \"{}\"; tar, tar+gzip and tar+zstd layers are supported", Quote(.media_type))]
     UnknownLayer { digest: Digest, media_type: String },
+    #[error("the image's indexes are nested too deeply; name one of the images inside")]
+    TooDeep,
     #[error("the manifest names {0} layers or images, more than are allowed; rebuild it with fewer")]
     TooManyEntries(usize),
     #[error(

@@ -40,6 +40,8 @@ pub struct TransferConfig {
     pub connect_timeout: Duration,
     /// Longest silence of a server, before its headers or within a body.
     pub idle_timeout: Duration,
+    /// Longest time for a manifest or a configuration, every attempt included.
+    pub document_timeout: Duration,
     /// Attempts for one request, or for one transfer without progress in between.
     pub attempts: u32,
     pub pause_first: Duration,
@@ -53,6 +55,7 @@ impl Default for TransferConfig {
             parts_in_flight: limits::PARTS_IN_FLIGHT,
             connect_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(30),
+            document_timeout: Duration::from_secs(120),
             attempts: 5,
             pause_first: Duration::from_millis(200),
             pause_longest: Duration::from_secs(10),

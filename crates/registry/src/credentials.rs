@@ -50,7 +50,10 @@ pub enum CredentialsError {
 /// One way of being known to a registry.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub enum Login {
-    Password { username: String, password: String },
+    Password {
+        username: String,
+        password: String,
+    },
     /// An OAuth2 refresh token that the token service exchanges.
     IdentityToken(String),
     /// A bearer token to be shown to the registry itself.
@@ -102,14 +105,17 @@ impl Credentials {
         Self { host_files: true, ..self }
     }
 
-    /// The login for `repository` on `registry`; `files` are this machine's auth files. `own` tells whether `registry` is the
-    /// one that the reference names, and not a mirror of it.
-    pub(crate) async fn find(
+    pub(crate) fn uses_host_files(&self) -> bool {
+        self.host_files
+    }
+
+    /// The login for `repository` on `registry` among what the caller gave. `own` tells whether `registry` is the one that the
+    /// reference names, and not a mirror of it.
+    pub(crate) fn find_given(
         &self,
         registry: &str,
         repository: &str,
         own: bool,
-        files: &[PathBuf],
     ) -> Result<Option<Login>, CredentialsError> {
         if let Some(login) = self.login.as_ref().filter(|_| own) {
             return Ok(Some(login.clone()));
@@ -119,14 +125,23 @@ impl Credentials {
                 return Ok(Some(login));
             }
         }
-        for path in files.iter().filter(|_| self.host_files) {
-            let Some(file) = AuthFile::read(path)? else { continue };
-            if let Some(login) = file.login_or_program(registry, repository).await? {
-                return Ok(Some(login));
-            }
-        }
         Ok(None)
     }
+}
+
+/// The login for `repository` on `registry` in this machine's own files; files that do not exist are passed over.
+pub(crate) async fn find_in_files(
+    files: &[PathBuf],
+    registry: &str,
+    repository: &str,
+) -> Result<Option<Login>, CredentialsError> {
+    for path in files {
+        let Some(file) = AuthFile::read(path)? else { continue };
+        if let Some(login) = file.login_or_program(registry, repository).await? {
+            return Ok(Some(login));
+        }
+    }
+    Ok(None)
 }
 
 /// A parsed auth file.

@@ -82,8 +82,8 @@ pub enum FetchError {
         #[source]
         source: Cause,
     },
-    #[error("cannot fetch {}: {} sent nothing for {} s; try again, or check the network", .site.image, .site.host, .idle.as_secs_f32())]
-    Stalled { site: Arc<Site>, idle: Duration },
+    #[error("cannot fetch {}: {} stopped answering; try again, or check the network", .site.image, .site.host)]
+    Stalled { site: Arc<Site> },
     #[error("cannot fetch {}: {} ended a transfer early; try again", .site.image, .site.host)]
     Truncated { site: Arc<Site> },
     #[error("cannot fetch {}: {} does not serve ranges of blobs; use a registry that does", .site.image, .site.host)]
@@ -148,7 +148,9 @@ impl FetchError {
             | Self::Stalled { .. }
             | Self::Truncated { .. } => FailureClass::Transient,
             // No answer from any name server may pass; "no such name" does not.
-            Self::UnknownHost { source, .. } if source.to_string().contains("emporary failure") => FailureClass::Transient,
+            Self::UnknownHost { source, .. } if source.to_string().contains("emporary failure") => {
+                FailureClass::Transient
+            }
             _ => FailureClass::Permanent,
         }
     }

@@ -14,12 +14,26 @@
 //! ranges is read by several connections (HTTP/1.1 on purpose: one HTTP/2 connection is one TCP stream) and handed over in order
 //! without copying. Dropping a reader, or a future of this crate, ends its transfers.
 
+mod blob;
+mod body;
+mod challenge;
+mod client;
 pub mod config;
 pub mod credentials;
+mod document;
 mod error;
 mod file;
+mod layout;
 pub mod limits;
+mod patience;
+mod repository;
+mod tls;
+mod token;
+mod transfer;
+mod transport;
 
+pub use blob::{BlobReader, BlockingBlob, Canceller};
+pub use client::{RegistryClient, Resolved};
 pub use config::RegistryConfig;
 pub use credentials::{AuthFile, Credentials, Login};
 pub use error::{Detail, FailureClass, FetchError, LayoutError, Mismatch, Site};

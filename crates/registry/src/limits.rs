@@ -44,6 +44,9 @@ pub const TOKEN_LIFE_DEFAULT: Duration = Duration::from_secs(60);
 /// A token is renewed this long before its end, so that it does not end on the way.
 pub const TOKEN_LIFE_MARGIN: Duration = Duration::from_secs(5);
 
+/// HTTP clients kept, each with its idle connections; one per host.
+pub const CLIENTS_MAX: usize = 256;
+
 /// Redirects followed for one request.
 pub const REDIRECTS_MAX: usize = 5;
 

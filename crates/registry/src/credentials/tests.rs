@@ -54,9 +54,15 @@ fn the_longest_path_prefix_wins() {
 #[test]
 fn bad_files_are_errors_and_passwords_stay_hidden() {
     let error = AuthFile::parse(b"{", "/root/.docker/config.json").unwrap_err();
-    assert_eq!(error.to_string(), "the credentials in /root/.docker/config.json are not valid; log in again or remove them");
+    assert_eq!(
+        error.to_string(),
+        "the credentials in /root/.docker/config.json are not valid; log in again or remove them"
+    );
     let error = file(r#"{"auths": {"r.io": {"auth": "%%"}}}"#).login("r.io", "x").unwrap_err();
-    assert_eq!(error.to_string(), "the credentials for r.io in test.json are not base64 of user:password; log in again");
+    assert_eq!(
+        error.to_string(),
+        "the credentials for r.io in test.json are not base64 of user:password; log in again"
+    );
     let login = Login::Password { username: "u".into(), password: "hidden".into() };
     assert!(!format!("{:?} {login:?}", Credentials::login(login.clone())).contains("hidden"));
 }
@@ -68,17 +74,15 @@ async fn sources_are_searched_in_order_and_missing_files_skipped() {
     fs::write(&path, r#"{"auths": {"r.io": {"username": "host-file"}}}"#).unwrap();
     let files = [directory.path().join("missing.json"), path];
     let secret = AuthFile::parse_dockercfg(br#"{"r.io": {"username": "secret"}}"#, "secret").unwrap();
-    let secrets = Credentials::secrets(vec![Arc::new(secret)]).or_host();
-    let find = async |credentials: &Credentials, own| {
-        format!("{:?}", credentials.find("r.io", "x", own, &files).await.unwrap())
-    };
-    assert_eq!(find(&Credentials::anonymous(), true).await, "None");
-    assert_eq!(find(&Credentials::host(), true).await, r#"Some(Password("host-file", …))"#);
-    assert_eq!(find(&secrets, true).await, r#"Some(Password("secret", …))"#);
-    let explicit = Credentials::login(Login::RegistryToken("t".into())).or_host();
-    assert_eq!(find(&explicit, true).await, "Some(RegistryToken(…))");
+    assert_eq!(format!("{:?}", find_in_files(&files, "r.io", "x").await.unwrap()), r#"Some(Password("host-file", …))"#);
+    let given = |credentials: Credentials, own| format!("{:?}", credentials.find_given("r.io", "x", own).unwrap());
+    let secrets = Credentials::secrets(vec![Arc::new(secret)]);
+    assert_eq!(given(Credentials::anonymous(), true), "None");
+    assert_eq!(given(secrets, false), r#"Some(Password("secret", …))"#);
     // An explicit login is for the registry that was named, not for whoever mirrors it.
-    assert_eq!(find(&explicit, false).await, r#"Some(Password("host-file", …))"#);
+    let explicit = || Credentials::login(Login::RegistryToken("t".into())).or_host();
+    assert_eq!(given(explicit(), true), "Some(RegistryToken(…))");
+    assert_eq!(given(explicit(), false), "None");
 }
 
 #[tokio::test]
