@@ -2,7 +2,7 @@
 //!
 //! An image of Sampan is one small *metadata image* (names, modes, owners, times, attributes, and where the bytes of
 //! each file are) and one data blob per layer, which the image's device table calls its devices. The kernel's EROFS
-//! mounts the metadata image with the blobs as `device=`. [`write`] turns a [`Tree`] into such an image, [`read`] turns
+//! mounts the metadata image with the blobs as `device=`. [`write()`] turns a [`Tree`] into such an image, [`read`] turns
 //! one back into a [`Tree`] and believes nothing it has not checked.
 //!
 //! Invariants:

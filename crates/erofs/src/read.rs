@@ -1,6 +1,6 @@
 //! The reader: bytes that may be anything become a tree, or an error that says what is wrong and where.
 //!
-//! It reads the images that [`write`](crate::write) makes and checks more than the kernel does: names in order, `.` and
+//! It reads the images that [`write()`](crate::write()) makes and checks more than the kernel does: names in order, `.` and
 //! `..` right, one entry for each directory, link counts true, every block on its device. It accepts nothing it does not
 //! understand. Nothing here panics: slices and sums are checked, and lints keep it so.
 //!
