@@ -1,0 +1,379 @@
+//! Binds pods to nodes at the moment of their creation, and the waiting ones when room appears.
+//!
+//! # Invariants
+//! All reservations are in one place behind one lock; a pod counts from its admission until its end is stored. A
+//! creation that fails gives its reservation back. So the sum of what is bound never exceeds a node's allocatable.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use sampan_apiserver::{Admission, AdmissionRequest, ApiError, Operation};
+use sampan_kit::error_chain::ErrorChain;
+use sampan_placement::{Amounts, Decision, Demand, Node, place};
+use sampan_store::{Change, Key, Store, StoreError};
+use serde_json::{Value, json};
+
+const TIMELINE_ANNOTATION: &str = "sampan.dev/timeline";
+
+/// The scheduler of a single server.
+#[derive(Debug, Clone)]
+pub struct Scheduler {
+    store: Store,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    nodes: BTreeMap<String, Node>,
+    /// By `namespace/name`: where a pod is booked, and for how much.
+    booked: HashMap<String, (String, Amounts)>,
+    /// Pods that found no room, oldest first.
+    waiting: Vec<Key>,
+}
+
+impl State {
+    fn snapshot(&self) -> Vec<Node> {
+        self.nodes.values().cloned().collect()
+    }
+
+    fn book(&mut self, pod: String, node: &str, amounts: Amounts) {
+        self.release(&pod);
+        if let Some(chosen) = self.nodes.get_mut(node) {
+            chosen.reserved = chosen.reserved.plus(amounts);
+        }
+        self.booked.insert(pod, (node.to_owned(), amounts));
+    }
+
+    fn release(&mut self, pod: &str) -> bool {
+        let Some((node, amounts)) = self.booked.remove(pod) else { return false };
+        if let Some(node) = self.nodes.get_mut(&node) {
+            node.reserved = node.reserved.minus(amounts);
+        }
+        true
+    }
+
+    fn set_node(&mut self, mut node: Node) {
+        let here = self.booked.values().filter(|(name, _)| *name == node.name);
+        node.reserved = here.fold(Amounts::default(), |sum, (_, amounts)| sum.plus(*amounts));
+        self.nodes.insert(node.name.clone(), node);
+    }
+}
+
+impl Scheduler {
+    /// Reads nodes and pods, so that what is bound already counts.
+    pub async fn open(store: Store) -> Result<Self, StoreError> {
+        let scheduler = Self { store, state: Arc::default() };
+        scheduler.reload().await?;
+        Ok(scheduler)
+    }
+
+    async fn reload(&self) -> Result<u64, StoreError> {
+        let (nodes, _) = self.store.list("nodes", None).await?;
+        let (pods, revision) = self.store.list("pods", None).await?;
+        let mut state = self.lock();
+        let kept = std::mem::take(&mut *state);
+        for (pod, (node, amounts)) in kept.booked {
+            state.booked.insert(pod, (node, amounts));
+        }
+        for object in nodes {
+            take_node(&mut state, &object.value);
+        }
+        for object in pods {
+            take_pod(&mut state, &object.key, &object.value);
+        }
+        Ok(revision)
+    }
+
+    /// Follows nodes and pods until the store closes; binds waiting pods when something changes in their favour.
+    pub async fn run(self) -> Result<(), StoreError> {
+        loop {
+            let revision = self.reload().await?;
+            self.retry_waiting().await;
+            let watches = self.store.watch("pods", None, revision).and_then(|pods| {
+                self.store.watch("nodes", None, revision).map(|nodes| (pods, nodes))
+            });
+            let (mut pods, mut nodes) = match watches {
+                Ok(watches) => watches,
+                Err(StoreError::Closed) => return Ok(()),
+                Err(error) => {
+                    tracing::warn!(error = %ErrorChain(&error), "pods and nodes cannot be watched from here; reading them again");
+                    continue;
+                }
+            };
+            loop {
+                let (event, is_pod) = tokio::select! {
+                    event = pods.next() => (event, true),
+                    event = nodes.next() => (event, false),
+                };
+                let event = match event {
+                    Ok(event) => event,
+                    Err(StoreError::Closed) => return Ok(()),
+                    Err(error) => {
+                        tracing::warn!(error = %ErrorChain(&error), "a watch broke; reading pods and nodes again");
+                        break;
+                    }
+                };
+                let room_appeared = {
+                    let mut state = self.lock();
+                    match (is_pod, event.kind) {
+                        (true, Change::Deleted) => {
+                            state.waiting.retain(|key| *key != event.object.key);
+                            state.release(&pod_name(&event.object.key))
+                        }
+                        (true, _) => take_pod(&mut state, &event.object.key, &event.object.value),
+                        (false, Change::Deleted) => state.nodes.remove(&event.object.key.name).is_none(),
+                        (false, _) => take_node(&mut state, &event.object.value),
+                    }
+                };
+                if room_appeared {
+                    self.retry_waiting().await;
+                }
+            }
+        }
+    }
+
+    /// Tries every waiting pod once more.
+    async fn retry_waiting(&self) {
+        let waiting = std::mem::take(&mut self.lock().waiting);
+        for key in waiting {
+            if let Err(error) = self.bind(&key).await {
+                tracing::warn!(pod = %key, error = %ErrorChain(&error), "a waiting pod cannot be bound");
+            }
+        }
+    }
+
+    async fn bind(&self, key: &Key) -> Result<(), StoreError> {
+        loop {
+            let Some(object) = self.store.get(key).await? else { return Ok(()) };
+            let mut value = object.value.clone();
+            if value.pointer("/spec/nodeName").is_some_and(Value::is_string) {
+                return Ok(());
+            }
+            let bound = self.decide(&pod_name(key), &mut value, false);
+            if !bound && refusal_reason(&value) == refusal_reason(&object.value) {
+                self.lock().waiting.push(key.clone());
+                return Ok(());
+            }
+            match self.store.update(key, Some(object.revision), value).await {
+                Ok(_) => return Ok(()),
+                Err(StoreError::Conflict { .. }) => {
+                    if bound {
+                        self.lock().release(&pod_name(key));
+                    }
+                }
+                Err(error) => {
+                    if bound {
+                        self.lock().release(&pod_name(key));
+                    }
+                    return if matches!(error, StoreError::NotFound(_)) { Ok(()) } else { Err(error) };
+                }
+            }
+        }
+    }
+
+    /// Binds the pod or says in its status why not; true when a reservation was made.
+    fn decide(&self, pod: &str, value: &mut Value, dry_run: bool) -> bool {
+        let (start, clock) = (Timestamp::now(), Instant::now());
+        let demand = sampan_placement::demand(value).unwrap_or_default();
+        let mut state = self.lock();
+        let decision = place(&state.snapshot(), &demand);
+        match decision {
+            Decision::Bind(node) => {
+                if !dry_run {
+                    state.book(pod.to_owned(), &node, demand.amounts);
+                }
+                drop(state);
+                write_binding(value, &node, start, clock.elapsed().as_secs_f64() * 1000.0);
+                !dry_run
+            }
+            Decision::Wait(reason) => {
+                drop(state);
+                write_refusal(value, &reason, start);
+                false
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[async_trait]
+impl Admission for Scheduler {
+    async fn admit(&self, request: &AdmissionRequest<'_>, object: &mut Value) -> Result<(), ApiError> {
+        if !concerns(request) {
+            return Ok(());
+        }
+        let Some(namespace) = request.namespace else { return Ok(()) };
+        let pod = format!("{namespace}/{}", request.name);
+        match object.pointer("/spec/nodeName").and_then(Value::as_str) {
+            Some(node) => {
+                let amounts = sampan_placement::demand(object).unwrap_or_default().amounts;
+                if !request.dry_run {
+                    self.lock().book(pod, node, amounts);
+                }
+            }
+            None => {
+                self.decide(&pod, object, request.dry_run);
+            }
+        }
+        Ok(())
+    }
+
+    async fn settled(&self, request: &AdmissionRequest<'_>, committed: bool) {
+        if concerns(request)
+            && !committed
+            && !request.dry_run
+            && let Some(namespace) = request.namespace
+        {
+            self.lock().release(&format!("{namespace}/{}", request.name));
+        }
+    }
+}
+
+fn concerns(request: &AdmissionRequest<'_>) -> bool {
+    request.operation == Operation::Create && request.resource == "pods" && request.subresource.is_none()
+}
+
+fn pod_name(key: &Key) -> String {
+    format!("{}/{}", key.namespace.as_deref().unwrap_or_default(), key.name)
+}
+
+/// Books, releases or queues a pod by what is stored of it; true when room appeared.
+fn take_pod(state: &mut State, key: &Key, pod: &Value) -> bool {
+    let name = pod_name(key);
+    let phase = pod.pointer("/status/phase").and_then(Value::as_str);
+    if matches!(phase, Some("Succeeded" | "Failed")) {
+        return state.release(&name);
+    }
+    let demand = sampan_placement::demand(pod).unwrap_or_else(|error| {
+        tracing::error!(pod = name, %error, "a stored pod asks for an unreadable quantity; it counts as nothing");
+        Demand::default()
+    });
+    match pod.pointer("/spec/nodeName").and_then(Value::as_str) {
+        Some(node) => state.book(name, node, demand.amounts),
+        None if !state.waiting.contains(key) => state.waiting.push(key.clone()),
+        None => {}
+    }
+    false
+}
+
+fn take_node(state: &mut State, object: &Value) -> bool {
+    match sampan_placement::node(object) {
+        Ok(node) => {
+            state.set_node(node);
+            true
+        }
+        Err(error) => {
+            tracing::error!(%error, "a stored node has an unreadable quantity; it is left out");
+            false
+        }
+    }
+}
+
+fn write_binding(pod: &mut Value, node: &str, start: Timestamp, ms: f64) {
+    let phases = json!([{"phase": "scheduled", "start": start, "ms": (ms * 1000.0).round() / 1000.0}]);
+    set(pod, "spec", "nodeName", node.into());
+    let condition = json!({"type": "PodScheduled", "status": "True", "lastTransitionTime": format!("{start:.0}")});
+    set(pod, "status", "conditions", json!([condition]));
+    if let Some(metadata) = pod.get_mut("metadata").and_then(Value::as_object_mut) {
+        let annotations = metadata.entry("annotations").or_insert_with(|| json!({}));
+        if let Some(annotations) = annotations.as_object_mut() {
+            annotations.insert(TIMELINE_ANNOTATION.to_owned(), phases.to_string().into());
+        }
+    }
+}
+
+fn write_refusal(pod: &mut Value, reason: &str, start: Timestamp) {
+    let condition = json!({
+        "type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": reason,
+        "lastTransitionTime": format!("{start:.0}"),
+    });
+    set(pod, "status", "conditions", json!([condition]));
+}
+
+fn refusal_reason(pod: &Value) -> Option<&Value> {
+    pod.pointer("/status/conditions/0/message")
+}
+
+fn set(object: &mut Value, part: &str, field: &str, value: Value) {
+    let Some(fields) = object.as_object_mut() else { return };
+    let part = fields.entry(part).or_insert_with(|| json!({}));
+    if let Some(part) = part.as_object_mut() {
+        part.insert(field.to_owned(), value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Scheduler;
+    use sampan_apiserver::{Admission, AdmissionRequest, Operation};
+    use sampan_store::{Key, Store};
+    use serde_json::{Value, json};
+
+    fn pod(name: &str, cpu: &str) -> Value {
+        json!({"metadata": {"name": name, "namespace": "default"}, "spec": {"containers": [
+            {"name": "main", "resources": {"requests": {"cpu": cpu}}}]}})
+    }
+
+    fn create<'a>(name: &'a str) -> AdmissionRequest<'a> {
+        AdmissionRequest {
+            operation: Operation::Create,
+            resource: "pods",
+            subresource: None,
+            namespace: Some("default"),
+            name,
+            old: None,
+            dry_run: false,
+        }
+    }
+
+    async fn server() -> (tempfile::TempDir, Store, Scheduler) {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("store.db")).unwrap();
+        let node = json!({"metadata": {"name": "n1"}, "status": {
+            "allocatable": {"cpu": "2", "memory": "1Gi", "ephemeral-storage": "10Gi", "pods": "10"},
+            "conditions": [{"type": "Ready", "status": "True"}]}});
+        store.create(Key::cluster("nodes", "n1"), node).await.unwrap();
+        let scheduler = Scheduler::open(store.clone()).await.unwrap();
+        (folder, store, scheduler)
+    }
+
+    #[tokio::test]
+    async fn a_pod_is_bound_when_admitted_and_a_failed_creation_gives_back() {
+        let (_folder, _store, scheduler) = server().await;
+        let mut first = pod("a", "1500m");
+        scheduler.admit(&create("a"), &mut first).await.unwrap();
+        assert_eq!(first["spec"]["nodeName"], "n1");
+        let mut second = pod("b", "1");
+        scheduler.admit(&create("b"), &mut second).await.unwrap();
+        assert_eq!(second["spec"].get("nodeName"), None);
+        assert_eq!(second["status"]["conditions"][0]["message"], "0/1 nodes are available: 1 Insufficient cpu.");
+        scheduler.settled(&create("a"), false).await;
+        scheduler.admit(&create("b"), &mut second).await.unwrap();
+        assert_eq!(second["spec"]["nodeName"], "n1");
+    }
+
+    #[tokio::test]
+    async fn a_waiting_pod_is_bound_when_another_ends() {
+        let (_folder, store, scheduler) = server().await;
+        for (name, cpu) in [("a", "2"), ("b", "2")] {
+            let mut value = pod(name, cpu);
+            scheduler.admit(&create(name), &mut value).await.unwrap();
+            store.create(Key::namespaced("pods", "default", name), value).await.unwrap();
+        }
+        let task = tokio::spawn(scheduler.run());
+        let key = Key::namespaced("pods", "default", "a");
+        let mut ended = store.get(&key).await.unwrap().unwrap().value.clone();
+        ended["status"]["phase"] = "Succeeded".into();
+        let revision = store.update(&key, None, ended).await.unwrap().revision;
+        let mut watch = store.watch("pods", None, revision).unwrap();
+        let event = watch.next().await.unwrap();
+        assert_eq!((event.object.key.name.as_str(), &event.object.value["spec"]["nodeName"]), ("b", &json!("n1")));
+        task.abort();
+    }
+}
