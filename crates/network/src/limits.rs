@@ -1,0 +1,54 @@
+//! Every number that bounds this crate, with its reason.
+
+use std::time::Duration;
+
+/// `IFNAMSIZ` without its closing zero (linux/if.h).
+pub const INTERFACE_NAME_BYTES_MAX: usize = 15;
+/// Four characters name the service instance; what remains names the sandbox.
+pub const INTERFACE_PREFIX_BYTES: usize = 4;
+/// How much of a sandbox id an interface name carries: 44 bits of a random id.
+pub const INTERFACE_ID_BYTES: usize = INTERFACE_NAME_BYTES_MAX - INTERFACE_PREFIX_BYTES;
+/// `IFALIASZ` is 256; the alias carries the service's name and the sandbox id.
+pub const SANDBOX_ID_BYTES_MAX: usize = 64;
+pub const INSTANCE_BYTES_MAX: usize = 64;
+const _: () = assert!(SANDBOX_ID_BYTES_MAX + INSTANCE_BYTES_MAX + 1 < 256);
+
+/// Ports that one sandbox may publish; each costs two sockets and up to two map elements.
+pub const PORTS_PER_SANDBOX_MAX: usize = 512;
+/// The shortest IPv4 pool prefix accepted: 16 million addresses.
+pub const IPV4_POOL_PREFIX_MIN: u8 = 8;
+/// The longest: 14 addresses, less network, gateway and broadcast.
+pub const IPV4_POOL_PREFIX_MAX: u8 = 28;
+/// An IPv6 address is the pool's prefix and the IPv4 address' offset, so 32 bits must be free.
+pub const IPV6_POOL_PREFIX_MAX: u8 = 96;
+pub const IPV6_POOL_PREFIX_MIN: u8 = 32;
+
+/// Addresses are handed out round robin, so that a peer that still talks to the last owner does not meet the next.
+/// The cursor is written ahead by this many, so that a restart costs at most so many skipped addresses.
+pub const CURSOR_STEP: u32 = 64;
+
+/// The smallest MTU that carries IPv6 (RFC 8200, section 5), and the largest that a veth takes.
+pub const MTU_MIN: u32 = 1280;
+pub const MTU_MAX: u32 = 65535;
+pub const MTU_DEFAULT: u32 = 1500;
+
+/// Elements in one nf_tables message: an element takes at most 100 bytes and the list's length field 16 bits.
+pub const ELEMENTS_PER_MESSAGE: usize = 500;
+const _: () = assert!(ELEMENTS_PER_MESSAGE * 100 < u16::MAX as usize);
+
+/// Requests that wait for the network's thread; more wait at their sender.
+pub const JOBS_QUEUED_MAX: usize = 256;
+
+/// Connections that the user-space forwarder carries per published port. The kernel forwards all others; only `[::1]`
+/// and link-local addresses need it.
+pub const FORWARDED_CONNECTIONS_MAX: usize = 128;
+pub const FORWARD_CONNECT_DEADLINE: Duration = Duration::from_secs(5);
+/// Waiting connections of a held port.
+pub const HELD_PORT_BACKLOG: i32 = 128;
+
+/// What is read of a `resolv.conf`; the C library reads three name servers and lines of some 1,000 bytes.
+pub const RESOLV_CONF_BYTES_MAX: u64 = 64 << 10;
+/// `MAXNS` of the C library: name servers beyond the third are never asked.
+pub const NAMESERVERS_MAX: usize = 3;
+/// Processes whose descriptors are looked through to name the holder of a port.
+pub const HOLDER_SEARCH_PROCESSES_MAX: usize = 10_000;
