@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
+use rustix::net::{AddressFamily, Shutdown, SocketFlags, SocketType, sockopt};
 use tokio::net::TcpStream;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
@@ -29,7 +29,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// A host port that nobody else can bind. Dropping it frees the port soon; [`HeldPort::release`] says when.
 #[derive(Debug)]
 pub(crate) enum HeldPort {
-    Tcp(JoinHandle<()>),
+    Tcp { forwarder: JoinHandle<()>, socket: OwnedFd },
     /// Nothing is read from it: what comes is dropped by the kernel when the buffer is full.
     Udp(#[expect(dead_code, reason = "held open, not used")] OwnedFd),
 }
@@ -56,7 +56,13 @@ impl HeldPort {
                     let mut targets: Vec<_> =
                         targets.iter().map(|target| SocketAddr::new(*target, port.container_port)).collect();
                     targets.sort_by_key(|target| target.is_ipv4() != address.is_ipv4());
-                    Self::Tcp(runtime.spawn(forward(TcpListener::from(socket), targets)))
+                    let listener = TcpListener::from(socket.try_clone().map_err(|source| NetworkError::PortHold {
+                        address,
+                        port: port.host_port,
+                        protocol: port.protocol,
+                        source,
+                    })?);
+                    Self::Tcp { forwarder: runtime.spawn(forward(listener, targets)), socket }
                 }
             });
         }
@@ -65,9 +71,13 @@ impl HeldPort {
 
     /// Frees the port; it can be bound again when this returns.
     pub(crate) async fn release(mut self) {
-        if let Self::Tcp(task) = &mut self {
-            task.abort();
-            if let Err(error) = task.await
+        if let Self::Tcp { forwarder, socket } = &mut self {
+            // A program that is being started elsewhere in this process has a copy of the socket for a moment.
+            if let Err(error) = rustix::net::shutdown(&*socket, Shutdown::Both) {
+                tracing::debug!(%error, "a held port was not listening");
+            }
+            forwarder.abort();
+            if let Err(error) = forwarder.await
                 && error.is_panic()
             {
                 tracing::error!(%error, "a port forwarder failed");
@@ -78,8 +88,8 @@ impl HeldPort {
 
 impl Drop for HeldPort {
     fn drop(&mut self) {
-        if let Self::Tcp(task) = self {
-            task.abort();
+        if let Self::Tcp { forwarder, .. } = self {
+            forwarder.abort();
         }
     }
 }

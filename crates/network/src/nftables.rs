@@ -218,6 +218,10 @@ pub(crate) fn add_rule(table: &str, chain: &str, rule: Rule) -> Message {
     message
 }
 
+const NFTA_NAT_TYPE: u16 = 1;
+const NFTA_NAT_FAMILY: u16 = 2;
+const NFTA_NAT_REG_ADDR_MIN: u16 = 3;
+
 type Expression = Box<dyn FnOnce(&mut Message)>;
 
 /// `NFT_CMP_*`
@@ -474,10 +478,24 @@ impl Rule {
         })
     }
 
+    /// Gives the packet this source address.
+    pub(crate) fn send_as(self, family: u8, address: Vec<u8>) -> Self {
+        const NFTA_IMMEDIATE_DREG: u16 = 1;
+        const NFTA_IMMEDIATE_DATA: u16 = 2;
+        const NFT_NAT_SNAT: u32 = 0;
+        self.with("immediate", move |data| {
+            data.be32(NFTA_IMMEDIATE_DREG, DATA_REGISTER).nest(NFTA_IMMEDIATE_DATA, |value| {
+                value.bytes(NFTA_DATA_VALUE, &address);
+            });
+        })
+        .with("nat", move |data| {
+            data.be32(NFTA_NAT_TYPE, NFT_NAT_SNAT)
+                .be32(NFTA_NAT_FAMILY, u32::from(family))
+                .be32(NFTA_NAT_REG_ADDR_MIN, DATA_REGISTER);
+        })
+    }
+
     fn translate(self, family: u8, address_bytes: u32) -> Self {
-        const NFTA_NAT_TYPE: u16 = 1;
-        const NFTA_NAT_FAMILY: u16 = 2;
-        const NFTA_NAT_REG_ADDR_MIN: u16 = 3;
         const NFTA_NAT_REG_PROTO_MIN: u16 = 5;
         const NFT_NAT_DNAT: u32 = 1;
         self.with("nat", move |data| {

@@ -160,7 +160,8 @@ fn port_elements(port: &PortMapping, target: IpAddr) -> Vec<Element> {
 fn rules(names: &Names, pools: &Pools) -> Vec<(Chain, Rule)> {
     let ours = names.prefix.as_str();
     let mut rules = from_sandboxes(ours);
-    rules.extend(published(ours));
+    rules.extend(published());
+    rules.extend(masked(ours, pools));
     rules.extend(forwarded(ours, &names.anchor));
     rules.extend(leaving(ours, pools));
     rules
@@ -177,7 +178,7 @@ fn from_sandboxes(ours: &str) -> Vec<(Chain, Rule)> {
     ]
 }
 
-fn published(ours: &str) -> Vec<(Chain, Rule)> {
+fn published() -> Vec<(Chain, Rule)> {
     let family = |family| Rule::default().family(family);
     let mut rules = vec![
         // A packet for 127.0.0.1 that comes in by wire is a forgery, and must not be led to a port published there.
@@ -201,20 +202,26 @@ fn published(ours: &str) -> Vec<(Chain, Rule)> {
             (chain, ipv6().to_this_host().translate_by(ANY6.name, 0, NFPROTO_IPV6)),
         ]);
     }
-    let to_ours = || Rule::default().goes_to(Compare::Equal, ours);
-    rules.extend([
-        // A process of the host that called 127.0.0.1 would otherwise arrive with that as its source.
-        (
-            POSTROUTING,
-            to_ours()
-                .family(NFPROTO_IPV4)
-                .address(Side::Source, Compare::Equal, &LOOPBACK4, &LOOPBACK4_MASK)
-                .masquerade(),
-        ),
-        // A sandbox that called its own published port would otherwise answer itself past the translation.
-        (POSTROUTING, to_ours().family(NFPROTO_IPV4).address_pair_in(SELF4.name, 4).masquerade()),
-        (POSTROUTING, to_ours().family(NFPROTO_IPV6).address_pair_in(SELF6.name, 16).masquerade()),
-    ]);
+    rules
+}
+
+/// Callers whose own address would lead the answer past the translation come from the gateway's.
+fn masked(ours: &str, pools: &Pools) -> Vec<(Chain, Rule)> {
+    let mut rules = Vec::new();
+    for gateway in pools.gateways() {
+        let address = octets(gateway);
+        let (family, pairs) =
+            if gateway.is_ipv4() { (NFPROTO_IPV4, SELF4.name) } else { (NFPROTO_IPV6, SELF6.name) };
+        let to_ours = || Rule::default().goes_to(Compare::Equal, ours).family(family);
+        if gateway.is_ipv4() {
+            // A process of the host that called 127.0.0.1.
+            let from_loopback = to_ours().address(Side::Source, Compare::Equal, &LOOPBACK4, &LOOPBACK4_MASK);
+            rules.push((POSTROUTING, from_loopback.send_as(family, address.clone())));
+        }
+        // A sandbox that called its own published port.
+        let calls_itself = to_ours().address_pair_in(pairs, address.len() as u32);
+        rules.push((POSTROUTING, calls_itself.send_as(family, address)));
+    }
     rules
 }
 
