@@ -27,14 +27,27 @@ pub struct Xattr {
 pub enum EntryKind {
     /// A regular file. `segments` is `None` for a file without holes, whose `size` bytes follow through the sink's `data`;
     /// otherwise the bytes of the segments follow, packed.
-    File { size: u64, segments: Option<Vec<Segment>> },
+    File {
+        size: u64,
+        segments: Option<Vec<Segment>>,
+    },
     Directory,
     /// The target's bytes, as they are.
-    Symlink { target: Vec<u8> },
+    Symlink {
+        target: Vec<u8>,
+    },
     /// Another name of the file at `target`, which stands in this layer or in a lower one.
-    HardLink { target: LayerPath },
-    CharDevice { major: u32, minor: u32 },
-    BlockDevice { major: u32, minor: u32 },
+    HardLink {
+        target: LayerPath,
+    },
+    CharDevice {
+        major: u32,
+        minor: u32,
+    },
+    BlockDevice {
+        major: u32,
+        minor: u32,
+    },
     Fifo,
     /// `.wh.NAME`: the entry's path names what lower layers no longer show.
     Whiteout,

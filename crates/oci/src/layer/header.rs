@@ -84,7 +84,9 @@ impl<'a> Header<'a> {
     }
 
     pub(super) fn size(&self) -> Result<u64, LayerError> {
-        u64::try_from(self.number("size", 124, 12)?).ok().ok_or(LayerError::Number { offset: self.offset, field: "size" })
+        u64::try_from(self.number("size", 124, 12)?)
+            .ok()
+            .ok_or(LayerError::Number { offset: self.offset, field: "size" })
     }
 
     pub(super) fn mtime(&self) -> Result<i64, LayerError> {

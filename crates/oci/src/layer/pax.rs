@@ -54,12 +54,7 @@ impl Records {
         Ok(())
     }
 
-    fn set(
-        &mut self,
-        key: &[u8],
-        value: &[u8],
-        bad: &impl Fn(&'static str) -> LayerError,
-    ) -> Result<(), LayerError> {
+    fn set(&mut self, key: &[u8], value: &[u8], bad: &impl Fn(&'static str) -> LayerError) -> Result<(), LayerError> {
         let some = (!value.is_empty()).then_some(value);
         let number = |reason| some.map(|digits| decimal(digits).ok_or_else(|| bad(reason))).transpose();
         match key {
@@ -68,7 +63,9 @@ impl Records {
             b"size" => self.size = number("size is no number")?,
             b"uid" => self.uid = number("uid is no number")?.map(saturating_signed),
             b"gid" => self.gid = number("gid is no number")?.map(saturating_signed),
-            b"mtime" => self.mtime = some.map(|text| timestamp(text).ok_or_else(|| bad("mtime is no time"))).transpose()?,
+            b"mtime" => {
+                self.mtime = some.map(|text| timestamp(text).ok_or_else(|| bad("mtime is no time"))).transpose()?
+            }
             b"GNU.sparse.name" => self.sparse.name = some.map(<[u8]>::to_vec),
             b"GNU.sparse.major" => self.sparse.major = number("GNU.sparse.major is no number")?,
             b"GNU.sparse.minor" => self.sparse.minor = number("GNU.sparse.minor is no number")?,
@@ -127,8 +124,9 @@ impl Records {
     /// The extended attributes of `entry`, in order of name.
     pub(super) fn take_xattrs(&mut self, entry: &[u8]) -> Result<Vec<Xattr>, LayerError> {
         let xattrs = std::mem::take(&mut self.xattrs);
-        let bytes: usize =
-            xattrs.iter().fold(0, |sum: usize, (name, value)| sum.saturating_add(name.len()).saturating_add(value.len()));
+        let bytes: usize = xattrs
+            .iter()
+            .fold(0, |sum: usize, (name, value)| sum.saturating_add(name.len()).saturating_add(value.len()));
         if bytes > XATTR_BYTES_MAX {
             return Err(LayerError::TooLarge {
                 entry: display_name(entry),
@@ -195,7 +193,9 @@ fn timestamp(text: &[u8]) -> Option<Timestamp> {
     let mut nanoseconds = 0u32;
     for at in 0..9 {
         let digit = fraction.get(at).copied().unwrap_or(b'0');
-        nanoseconds = nanoseconds.checked_mul(10)?.checked_add(u32::from(digit.is_ascii_digit().then(|| digit.wrapping_sub(b'0'))?))?;
+        nanoseconds = nanoseconds
+            .checked_mul(10)?
+            .checked_add(u32::from(digit.is_ascii_digit().then(|| digit.wrapping_sub(b'0'))?))?;
     }
     if !fraction.iter().all(u8::is_ascii_digit) {
         return None;

@@ -49,11 +49,7 @@ pub(super) struct TextMap {
 
 impl TextMap {
     /// Takes one block; gives the segments when the map has come to its end.
-    pub(super) fn add(
-        &mut self,
-        entry: &[u8],
-        block: &[u8; BLOCK_BYTES],
-    ) -> Result<Option<Vec<Segment>>, LayerError> {
+    pub(super) fn add(&mut self, entry: &[u8], block: &[u8; BLOCK_BYTES]) -> Result<Option<Vec<Segment>>, LayerError> {
         let bad = |reason| LayerError::Sparse { entry: display_name(entry), reason };
         self.text.extend_from_slice(block);
         if self.text.len() > SPARSE_MAP_BYTES_MAX {
@@ -64,9 +60,7 @@ impl TextMap {
                 && self.numbers.len() == expected
             {
                 let pairs = self.numbers.get(1..).unwrap_or(&[]).chunks_exact(2);
-                let segments = pairs.filter_map(|pair| {
-                    Some(Segment { offset: *pair.first()?, length: *pair.last()? })
-                });
+                let segments = pairs.filter_map(|pair| Some(Segment { offset: *pair.first()?, length: *pair.last()? }));
                 return Ok(Some(segments.collect()));
             }
             let rest = self.text.get(self.parsed..).unwrap_or(&[]);

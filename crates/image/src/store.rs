@@ -1,0 +1,260 @@
+//! The images of this machine: references, layers, and what the kernel mounts.
+//!
+//! ```text
+//! DATA_DIR/images/
+//!   lock                 held by the one service that may write here
+//!   incoming/            what is being made; emptied when the store is opened
+//!   blobs/<diffID>       file contents of a layer
+//!   indexes/<diffID>     the layer's index (see `crate::index`)
+//!   metadata/<image id>  the image's EROFS metadata
+//!   records/<image id>   JSON: references, configuration, layers, whether all this is known to be on the disk
+//! ```
+//!
+//! - **Consistency.** Everything is written under `incoming/` and renamed; a record is renamed last. What no record names is
+//!   removed when the store is opened, and when the last pull that needed it ends. Files that this store never writes are left
+//!   alone. Layers are shared between images by diffID, and pulls that need the same layer wait for one transfer.
+//! - **Durability.** A pull does not wait for the disk. Its record carries the boot's id; a thread then syncs the files and
+//!   directories and writes the record again, *sealed*. After a power cut, records that are not sealed and carry another
+//!   boot's id are dropped with their files: a blob that may have holes is never mounted. After a mere kill nothing is lost.
+//! - **In use.** An image is in use while anyone holds an [`Image`] of it. Whoever mounts one must hold it as long as the
+//!   mount, and must [`ensure`](ImageStore::ensure) it again after a restart of the service.
+//! - **Cancellation.** Dropping the future of `ensure` ends its transfers unless another pull waits for the same layers.
+
+mod catalog;
+mod layers;
+mod mount;
+mod open;
+mod paths;
+mod progress;
+mod pull;
+mod record;
+mod registry;
+mod seal;
+#[cfg(test)]
+mod tests;
+
+pub use catalog::Image;
+pub use progress::{LayerProgress, LayerState, ProgressSender};
+
+use crate::error::ImageError;
+use crate::limits::{LAYER_BYTES_MAX, LAYERS_AT_ONCE};
+use catalog::Catalog;
+use layers::Layers;
+use paths::Paths;
+use registry::Client;
+use sampan_oci::config::ImageConfig;
+use sampan_oci::digest::Digest;
+use sampan_oci::platform::Platform;
+use sampan_oci::reference::ImageSource;
+use sampan_registry::RegistryConfig;
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// When to ask the registry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PullPolicy {
+    /// Every time; nothing is transferred if the tag still means the same.
+    Always,
+    IfNotPresent,
+    Never,
+}
+
+#[derive(Debug, Clone)]
+pub struct ImageStoreConfig {
+    /// The service's data directory; images live in `images` below it.
+    pub data_dir: PathBuf,
+    pub registry: RegistryConfig,
+    /// Which image of an index is taken.
+    pub platform: Platform,
+    /// Most bytes that one layer may unpack to.
+    pub layer_bytes_max: u64,
+    /// Layers that are downloaded and unpacked at one time.
+    pub layers_at_once: usize,
+}
+
+impl ImageStoreConfig {
+    pub fn new(data_dir: impl Into<PathBuf>, registry: RegistryConfig) -> Self {
+        Self {
+            data_dir: data_dir.into(),
+            registry,
+            platform: Platform::host(),
+            layer_bytes_max: LAYER_BYTES_MAX,
+            layers_at_once: LAYERS_AT_ONCE,
+        }
+    }
+}
+
+/// One line of a list of images.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageSummary {
+    pub id: Digest,
+    pub references: Vec<String>,
+    pub manifest_digest: Digest,
+    /// As the image says; may be empty.
+    pub created: String,
+    pub pulled_at: jiff::Timestamp,
+    /// Allocated bytes, layers shared with other images included.
+    pub size_bytes: u64,
+    pub architecture: String,
+    pub in_use: bool,
+}
+
+/// What a removal did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Removed {
+    /// References first, then ids of images and diffIDs of layers that are gone.
+    pub removed: Vec<String>,
+    /// Allocated bytes given back.
+    pub freed_bytes: u64,
+}
+
+/// The images of this machine. Cheap to clone; all clones are the same store.
+#[derive(Debug, Clone)]
+pub struct ImageStore {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    config: ImageStoreConfig,
+    paths: Paths,
+    client: Client,
+    catalog: Mutex<Catalog>,
+    layers: Layers,
+    mounts: Mutex<HashMap<Digest, OwnedFd>>,
+    boot_id: String,
+    /// Numbers for names in `incoming`.
+    next_name: std::sync::atomic::AtomicU64,
+    /// Holds the lock of the directory.
+    _lock: File,
+}
+
+impl ImageStore {
+    /// Opens the images below a data directory, made where there is none, and cleans up what a crash left.
+    pub async fn open(config: ImageStoreConfig) -> Result<Self, ImageError> {
+        let inner = blocking("the store", move || open::open(config)).await?;
+        let store = Self { inner: Arc::new(inner) };
+        for id in store.inner.catalog().unsealed() {
+            seal::start(&store.inner, id);
+        }
+        Ok(store)
+    }
+
+    /// The image that `reference` names, pulled if the policy says so. `reference` may also be an image's id.
+    pub async fn ensure(
+        &self,
+        reference: &str,
+        policy: PullPolicy,
+        progress: ProgressSender,
+    ) -> Result<Arc<Image>, ImageError> {
+        if let Some(image) = self.inner.catalog().by_id(reference) {
+            return Ok(image);
+        }
+        let source: ImageSource =
+            reference.parse().map_err(|source| ImageError::Reference { reference: reference.to_owned(), source })?;
+        let name = source.to_string();
+        // A directory may change at any time, and looking costs nothing.
+        let is_directory = matches!(source, ImageSource::Layout { .. });
+        match policy {
+            PullPolicy::Never => self
+                .inner
+                .catalog()
+                .by_reference(&name)
+                .ok_or(ImageError::NotPresent { reference: reference.to_owned() }),
+            PullPolicy::IfNotPresent if !is_directory => {
+                let present = self.inner.catalog().by_reference(&name);
+                match present {
+                    Some(image) => Ok(image),
+                    None => pull::pull(&self.inner, source, name, progress).await,
+                }
+            }
+            PullPolicy::Always | PullPolicy::IfNotPresent => {
+                pull::pull_if_changed(&self.inner, source, name, progress).await
+            }
+        }
+    }
+
+    /// All images, by reference.
+    pub async fn list(&self) -> Result<Vec<ImageSummary>, ImageError> {
+        let inner = self.inner.clone();
+        blocking("the list", move || inner.catalog().list(&inner.paths)).await
+    }
+
+    /// Removes a reference, and the image with its layers when nothing else needs them. An id removes all its references.
+    pub async fn remove(&self, reference: &str) -> Result<Removed, ImageError> {
+        let inner = self.inner.clone();
+        let reference = reference.to_owned();
+        blocking("the removal", move || inner.remove(&reference)).await
+    }
+
+    /// A detached, read-only mount of the image's files. One superblock an image: every call gives another descriptor of the
+    /// same mount; clone it (`open_tree`) before changing anything about it. Device nodes appear as empty files. Blocks
+    /// shortly.
+    pub fn mount(&self, image: &Image) -> Result<OwnedFd, ImageError> {
+        self.inner.mount(image)
+    }
+}
+
+impl std::fmt::Debug for Inner {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("ImageStore").field("root", &self.paths.root).finish_non_exhaustive()
+    }
+}
+
+impl Inner {
+    fn catalog(&self) -> MutexGuard<'_, Catalog> {
+        self.catalog.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A fresh path below `incoming`.
+    fn incoming(&self) -> PathBuf {
+        let number = self.next_name.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        self.paths.incoming.join(number.to_string())
+    }
+
+    fn remove(&self, reference: &str) -> Result<Removed, ImageError> {
+        let mut removed = Removed::default();
+        let mut catalog = self.catalog();
+        let Some((id, references)) = catalog.find_for_removal(reference) else {
+            return Err(ImageError::Unknown { reference: reference.to_owned() });
+        };
+        let is_last = catalog.references(&id).iter().all(|known| references.contains(known));
+        if is_last && catalog.is_in_use(&id) {
+            return Err(ImageError::InUse { reference: reference.to_owned() });
+        }
+        if is_last {
+            catalog.remove(&self.paths, &id)?;
+            removed.removed.extend(references);
+            removed.removed.push(id.to_string());
+            removed.freed_bytes += self.paths.remove(&self.paths.metadata(&id))?;
+            self.mounts.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        } else {
+            catalog.untag(&self.paths, &id, &references)?;
+            removed.removed.extend(references);
+        }
+        let freed = self.layers.sweep(&catalog, &self.paths)?;
+        removed.freed_bytes += freed.freed_bytes;
+        removed.removed.extend(freed.removed);
+        Ok(removed)
+    }
+}
+
+/// Runs file work off the async threads.
+async fn blocking<T: Send + 'static>(
+    what: &'static str,
+    work: impl FnOnce() -> Result<T, ImageError> + Send + 'static,
+) -> Result<T, ImageError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(_panic_or_shutdown) => Err(ImageError::Stopped { reference: what.to_owned() }),
+    }
+}
+
+/// What an image's configuration says; a convenience for those who hold an [`Image`].
+impl Image {
+    pub fn run_config(&self) -> &ImageConfig {
+        &self.config
+    }
+}

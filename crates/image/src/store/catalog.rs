@@ -1,0 +1,220 @@
+//! What the store knows, in memory: records, references, and who uses what. Every change is written before it is seen.
+
+use super::ImageSummary;
+use super::paths::Paths;
+use super::record::{Record, Tag};
+use crate::error::ImageError;
+use sampan_oci::config::ImageConfig;
+use sampan_oci::digest::Digest;
+use sampan_oci::reference::ImageSource;
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
+
+/// An image on this machine, in use as long as this is held.
+#[derive(Debug)]
+pub struct Image {
+    /// Digest of the configuration.
+    pub id: Digest,
+    pub manifest_digest: Digest,
+    /// The reference it was asked for by, in full; the id if it was asked for by that.
+    pub reference: String,
+    pub config: ImageConfig,
+    /// Allocated bytes, layers shared with other images included.
+    pub size_bytes: u64,
+    _lease: Arc<Lease>,
+}
+
+/// Counted to know whether an image is in use.
+#[derive(Debug)]
+struct Lease;
+
+#[derive(Debug)]
+struct Entry {
+    record: Record,
+    config: ImageConfig,
+    size_bytes: u64,
+    lease: Weak<Lease>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Catalog {
+    images: HashMap<Digest, Entry>,
+    references: HashMap<String, Digest>,
+}
+
+impl Catalog {
+    /// Takes a record in; of two records that claim a reference, the later claim holds.
+    pub(super) fn load(&mut self, record: Record, config: ImageConfig, paths: &Paths) {
+        for tag in &record.references {
+            let other = self.references.get(&tag.reference).and_then(|id| self.images.get(id));
+            let other = other.and_then(|entry| entry.record.tag(&tag.reference)).map(|other| other.since);
+            if other.is_none_or(|since| since <= tag.since) {
+                self.references.insert(tag.reference.clone(), record.id);
+            }
+        }
+        let size_bytes = size_of(&record, paths);
+        self.images.insert(record.id, Entry { record, config, size_bytes, lease: Weak::new() });
+    }
+
+    pub(super) fn by_reference(&mut self, reference: &str) -> Option<Arc<Image>> {
+        let id = *self.references.get(reference)?;
+        self.image(&id, reference)
+    }
+
+    pub(super) fn by_id(&mut self, text: &str) -> Option<Arc<Image>> {
+        let id: Digest = text.parse().ok()?;
+        self.image(&id, text)
+    }
+
+    pub(super) fn image(&mut self, id: &Digest, reference: &str) -> Option<Arc<Image>> {
+        let entry = self.images.get_mut(id)?;
+        let lease = entry.lease.upgrade().unwrap_or_else(|| Arc::new(Lease));
+        entry.lease = Arc::downgrade(&lease);
+        Some(Arc::new(Image {
+            id: *id,
+            manifest_digest: entry.record.manifest_digest,
+            reference: reference.to_owned(),
+            config: entry.config.clone(),
+            size_bytes: entry.size_bytes,
+            _lease: lease,
+        }))
+    }
+
+    /// What the registry called `reference` when it was pulled.
+    pub(super) fn source_digest(&self, reference: &str) -> Option<Digest> {
+        let entry = self.images.get(self.references.get(reference)?)?;
+        entry.record.tag(reference).map(|tag| tag.source_digest)
+    }
+
+    pub(super) fn record(&self, id: &Digest) -> Option<&Record> {
+        self.images.get(id).map(|entry| &entry.record)
+    }
+
+    pub(super) fn unsealed(&self) -> Vec<Digest> {
+        let entries = self.images.values().filter(|entry| entry.record.unsealed_boot.is_some());
+        entries.map(|entry| entry.record.id).collect()
+    }
+
+    /// Whether a record names the layer.
+    pub(super) fn has_layer(&self, diff_id: &Digest) -> bool {
+        self.images.values().any(|entry| entry.record.layers.iter().any(|layer| layer.diff_id == *diff_id))
+    }
+
+    pub(super) fn has_image(&self, id: &Digest) -> bool {
+        self.images.contains_key(id)
+    }
+
+    /// Adds a new image, written first.
+    pub(super) fn add(&mut self, record: Record, config: ImageConfig, paths: &Paths) -> Result<(), ImageError> {
+        record.write(paths, false)?;
+        self.load(record, config, paths);
+        Ok(())
+    }
+
+    /// Lets a reference mean an image that is here, and no other any more.
+    pub(super) fn tag(&mut self, id: &Digest, tag: Tag, paths: &Paths) -> Result<(), ImageError> {
+        let Some(entry) = self.images.get_mut(id) else { return Ok(()) };
+        let mut record = entry.record.clone();
+        record.references.retain(|known| known.reference != tag.reference);
+        record.references.push(tag.clone());
+        record.write(paths, record.unsealed_boot.is_none())?;
+        entry.record = record;
+        let before = self.references.insert(tag.reference.clone(), *id);
+        match before {
+            Some(before) if before != *id => self.untag(paths, &before, &[tag.reference]),
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes references from an image; it stays, even without any, until it is removed by id.
+    pub(super) fn untag(&mut self, paths: &Paths, id: &Digest, references: &[String]) -> Result<(), ImageError> {
+        let Some(entry) = self.images.get_mut(id) else { return Ok(()) };
+        let mut record = entry.record.clone();
+        record.references.retain(|tag| !references.contains(&tag.reference));
+        record.write(paths, record.unsealed_boot.is_none())?;
+        entry.record = record;
+        self.references.retain(|reference, of| of != id || !references.contains(reference));
+        Ok(())
+    }
+
+    /// Says that everything of an image is on the disk.
+    pub(super) fn seal(&mut self, id: &Digest, paths: &Paths) -> Result<(), ImageError> {
+        let Some(entry) = self.images.get_mut(id) else { return Ok(()) };
+        let record = Record { unsealed_boot: None, ..entry.record.clone() };
+        record.write(paths, true)?;
+        entry.record = record;
+        Ok(())
+    }
+
+    pub(super) fn remove(&mut self, paths: &Paths, id: &Digest) -> Result<(), ImageError> {
+        paths.remove(&paths.record(id))?;
+        self.images.remove(id);
+        self.references.retain(|_, of| of != id);
+        Ok(())
+    }
+
+    pub(super) fn references(&self, id: &Digest) -> Vec<String> {
+        let references = self.references.iter().filter(|(_, of)| *of == id);
+        references.map(|(reference, _)| reference.clone()).collect()
+    }
+
+    pub(super) fn is_in_use(&self, id: &Digest) -> bool {
+        self.images.get(id).is_some_and(|entry| entry.lease.strong_count() > 0)
+    }
+
+    /// The image that a user means, and the references to take from it: one, or all of them if an id is given, in full or by
+    /// at least its first six digits.
+    pub(super) fn find_for_removal(&self, text: &str) -> Option<(Digest, Vec<String>)> {
+        let reference =
+            text.parse::<ImageSource>().map(|source| source.to_string()).unwrap_or_else(|_| text.to_owned());
+        if let Some(id) = self.references.get(&reference) {
+            return Some((*id, vec![reference]));
+        }
+        let prefix = text.strip_prefix("sha256:").unwrap_or(text);
+        if prefix.len() < 6 {
+            return None;
+        }
+        let mut matching = self.images.keys().filter(|id| id.hex().starts_with(prefix));
+        match (matching.next(), matching.next()) {
+            (Some(id), None) => Some((*id, self.references(id))),
+            _ => None,
+        }
+    }
+
+    pub(super) fn list(&self, paths: &Paths) -> Result<Vec<ImageSummary>, ImageError> {
+        let mut list: Vec<ImageSummary> = self
+            .images
+            .values()
+            .map(|entry| {
+                let mut references = self.references(&entry.record.id);
+                references.sort();
+                ImageSummary {
+                    id: entry.record.id,
+                    references,
+                    manifest_digest: entry.record.manifest_digest,
+                    created: entry.config.created.clone(),
+                    pulled_at: entry.record.pulled_at,
+                    size_bytes: size_of(&entry.record, paths),
+                    architecture: entry.config.platform.architecture.clone(),
+                    in_use: entry.lease.strong_count() > 0,
+                }
+            })
+            .collect();
+        list.sort_by(|one, two| (&one.references, &one.id).cmp(&(&two.references, &two.id)));
+        Ok(list)
+    }
+}
+
+impl Record {
+    fn tag(&self, reference: &str) -> Option<&Tag> {
+        self.references.iter().find(|tag| tag.reference == reference)
+    }
+}
+
+fn size_of(record: &Record, paths: &Paths) -> u64 {
+    let mut diff_ids: Vec<&Digest> = record.layers.iter().map(|layer| &layer.diff_id).collect();
+    diff_ids.sort();
+    diff_ids.dedup();
+    let layers = diff_ids.into_iter().map(|id| paths.allocated(&paths.blob(id)) + paths.allocated(&paths.index(id)));
+    layers.sum::<u64>() + paths.allocated(&paths.metadata(&record.id))
+}

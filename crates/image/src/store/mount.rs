@@ -1,0 +1,81 @@
+//! The kernel's view of an image: EROFS over the metadata file, with the blobs as its devices.
+//!
+//! Files are mounted as they are (Linux 6.12 and later). Where the kernel wants block devices instead, read-only loop devices
+//! stand between; they go by themselves with the mount.
+
+use super::Inner;
+use super::catalog::Image;
+use crate::error::ImageError;
+use rustix::mount::MountAttrFlags;
+use sampan_sys::loop_device::{LoopDevice, LoopOptions};
+use sampan_sys::mount::FsContext;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::PoisonError;
+
+/// `fsconfig(2)` takes 255 bytes of a string.
+const FSCONFIG_STRING_BYTES_MAX: usize = 255;
+
+impl Inner {
+    pub(super) fn mount(&self, image: &Image) -> Result<OwnedFd, ImageError> {
+        let failed = |source| ImageError::Mount { reference: image.reference.clone(), source };
+        let mut mounts = self.mounts.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(mount) = mounts.get(&image.id) {
+            return mount.try_clone().map_err(failed);
+        }
+        let devices = self.catalog().record(&image.id).map(|record| record.devices.clone());
+        let devices = devices.ok_or_else(|| ImageError::Unknown { reference: image.reference.clone() })?;
+        let mut files = vec![self.paths.metadata(&image.id)];
+        files.extend(devices.iter().map(|diff_id| self.paths.blob(diff_id)));
+        let mount = mount_files(&files).or_else(|error| match error.kind() {
+            // A kernel that mounts block devices only says ENOTBLK, whose kind has no name.
+            _ if sampan_sys::mount::os_error(&error) == Some(rustix::io::Errno::NOTBLK.raw_os_error()) => {
+                mount_loops(&files)
+            }
+            _ => Err(error),
+        });
+        let mount = mount.map_err(failed)?;
+        let given = mount.try_clone().map_err(failed)?;
+        mounts.insert(image.id, mount);
+        Ok(given)
+    }
+}
+
+fn mount_files(files: &[PathBuf]) -> io::Result<OwnedFd> {
+    // Long paths are given by descriptor; the descriptors must live until the superblock is made.
+    let mut open = Vec::new();
+    let mut names = Vec::with_capacity(files.len());
+    for path in files {
+        if path.as_os_str().len() <= FSCONFIG_STRING_BYTES_MAX {
+            names.push(path.clone());
+            continue;
+        }
+        let file = File::open(path)?;
+        names.push(PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd())));
+        open.push(file);
+    }
+    mount_names(&names)
+}
+
+fn mount_loops(files: &[PathBuf]) -> io::Result<OwnedFd> {
+    let mut devices = Vec::with_capacity(files.len());
+    for path in files {
+        let options = LoopOptions { read_only: true, direct_io: false };
+        devices.push(LoopDevice::attach(File::open(path)?.as_fd(), options)?);
+    }
+    let names: Vec<PathBuf> = devices.iter().map(|device| device.path().to_owned()).collect();
+    mount_names(&names)
+}
+
+fn mount_names(names: &[PathBuf]) -> io::Result<OwnedFd> {
+    let context = FsContext::open("erofs")?;
+    let (metadata, blobs) = names.split_first().ok_or(io::ErrorKind::InvalidInput)?;
+    context.set_string("source", metadata)?;
+    for blob in blobs {
+        context.set_string("device", blob)?;
+    }
+    context.set_flag("ro")?;
+    context.mount(MountAttrFlags::MOUNT_ATTR_RDONLY | MountAttrFlags::MOUNT_ATTR_NODEV)
+}

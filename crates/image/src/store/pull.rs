@@ -1,0 +1,202 @@
+//! From a reference to an image in the catalog.
+
+use super::catalog::Image;
+use super::layers::{Layers, Status};
+use super::paths::{rename, write_new};
+use super::progress::{LayerProgress, LayerState, ProgressSender};
+use super::record::{LayerRecord, Record, Tag};
+use super::{Inner, blocking, seal};
+use crate::error::ImageError;
+use crate::index::LayerIndex;
+use crate::merge::{Merged, merge};
+use crate::tree::LayerTree;
+use crate::unpack::UnpackError;
+use sampan_oci::config::ImageConfig;
+use sampan_oci::digest::Digest;
+use sampan_oci::manifest::{Layer, Manifest};
+use sampan_oci::reference::ImageSource;
+use sampan_registry::Resolved;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// Asks the registry what the reference means now, and pulls only if that is not here.
+pub(super) async fn pull_if_changed(
+    inner: &Arc<Inner>,
+    source: ImageSource,
+    name: String,
+    progress: ProgressSender,
+) -> Result<Arc<Image>, ImageError> {
+    let known = inner.catalog().source_digest(&name);
+    if let Some(known) = known
+        && inner.client.current_digest(&source).await? == known
+        && let Some(image) = inner.catalog().by_reference(&name)
+    {
+        return Ok(image);
+    }
+    pull(inner, source, name, progress).await
+}
+
+pub(super) async fn pull(
+    inner: &Arc<Inner>,
+    source: ImageSource,
+    name: String,
+    progress: ProgressSender,
+) -> Result<Arc<Image>, ImageError> {
+    let resolved = inner.client.resolve(&source, &inner.config.platform).await?;
+    let id = resolved.manifest.config.digest;
+    let tag = Tag { reference: name.clone(), source_digest: resolved.digest, since: jiff::Timestamp::now() };
+    if inner.catalog().has_image(&id) {
+        for layer in &resolved.manifest.layers {
+            progress.send(cached(layer));
+        }
+        let (inner, tag) = (inner.clone(), tag.clone());
+        return blocking("the reference", move || {
+            let mut catalog = inner.catalog();
+            catalog.tag(&id, tag, &inner.paths)?;
+            catalog.image(&id, &name).ok_or(ImageError::Unknown { reference: name })
+        })
+        .await;
+    }
+    let diff_ids = resolved.config.rootfs.diff_ids.clone();
+    let pins = Layers::pin(inner, diff_ids.clone());
+    fetch_layers(inner, &source, &name, &resolved.manifest, &diff_ids, &progress).await?;
+    let image = {
+        let inner = inner.clone();
+        blocking("the image", move || {
+            let image = assemble(&inner, &name, resolved, tag);
+            drop(pins);
+            image
+        })
+        .await?
+    };
+    seal::start(inner, id);
+    Ok(image)
+}
+
+fn cached(layer: &Layer) -> LayerProgress {
+    let total_bytes = layer.descriptor.size;
+    let layer = layer.descriptor.digest.to_string();
+    LayerProgress { layer, state: LayerState::Cached, bytes: total_bytes, total_bytes }
+}
+
+/// Brings all layers here, several at a time. The first failure ends the wait for all.
+async fn fetch_layers(
+    inner: &Arc<Inner>,
+    source: &ImageSource,
+    name: &str,
+    manifest: &Manifest,
+    diff_ids: &[Digest],
+    progress: &ProgressSender,
+) -> Result<(), ImageError> {
+    let mut following = tokio::task::JoinSet::new();
+    for (layer, diff_id) in manifest.layers.iter().zip(diff_ids) {
+        let (inner, source, layer, diff_id) = (inner.clone(), source.clone(), layer.clone(), *diff_id);
+        let progress = progress.clone();
+        following.spawn(async move { follow(&inner, &source, &layer, diff_id, &progress).await });
+    }
+    // Dropping the set on the way out ends the other followers, and with them transfers that nobody else follows.
+    while let Some(joined) = following.join_next().await {
+        match joined {
+            Ok(Ok(())) => {}
+            Ok(Err(source)) => return Err(ImageError::Layer { reference: name.to_owned(), source }),
+            Err(_panic_or_shutdown) => return Err(ImageError::Stopped { reference: name.to_owned() }),
+        }
+    }
+    Ok(())
+}
+
+async fn follow(
+    inner: &Arc<Inner>,
+    source: &ImageSource,
+    layer: &Layer,
+    diff_id: Digest,
+    progress: &ProgressSender,
+) -> Result<(), Arc<UnpackError>> {
+    let mut was_running = false;
+    loop {
+        let Some(mut status) = Layers::join(inner, source, layer, diff_id) else {
+            if !was_running {
+                progress.send(cached(layer));
+            }
+            return Ok(());
+        };
+        was_running = true;
+        loop {
+            let now = status.borrow_and_update().clone();
+            match now {
+                Status::Running(now) => progress.send(now),
+                Status::Done => {
+                    progress.send(LayerProgress { state: LayerState::Done, ..cached(layer) });
+                    return Ok(());
+                }
+                // It ended because all who followed it had gone before this one came.
+                Status::Failed(error) if matches!(*error, UnpackError::Cancelled { .. }) => break,
+                Status::Failed(error) => return Err(error),
+            }
+            if status.changed().await.is_err() {
+                break;
+            }
+        }
+    }
+}
+
+/// Merges the layers, writes the metadata and the record.
+fn assemble(inner: &Inner, name: &str, resolved: Resolved, tag: Tag) -> Result<Arc<Image>, ImageError> {
+    let diff_ids = &resolved.config.rootfs.diff_ids;
+    let mut trees: HashMap<Digest, LayerTree> = HashMap::new();
+    for diff_id in diff_ids {
+        if !trees.contains_key(diff_id) {
+            trees.insert(*diff_id, read_tree(inner, diff_id)?);
+        }
+    }
+    let layers: Vec<&LayerTree> = diff_ids.iter().map(|diff_id| &trees[diff_id]).collect();
+    let tags: Vec<String> = diff_ids.iter().map(Digest::hex).collect();
+    let merged = merge(&layers, &tags).map_err(|source| ImageError::Merge { reference: name.to_owned(), source })?;
+    let Merged { tree, devices, device_layers } = merged;
+    let metadata = sampan_erofs::write(&tree, &devices)
+        .map_err(|source| ImageError::Erofs { reference: name.to_owned(), source })?;
+    let id = resolved.manifest.config.digest;
+    let temporary = inner.incoming();
+    write_new(&temporary, &metadata)?;
+    rename(&temporary, &inner.paths.metadata(&id))?;
+    let layer_records = resolved.manifest.layers.iter().zip(diff_ids).zip(&layers);
+    let record = Record {
+        version: Record::new_version(),
+        id,
+        manifest_digest: resolved.manifest_digest,
+        references: vec![tag],
+        config: String::from_utf8_lossy(&resolved.config_bytes).into_owned(),
+        layers: layer_records
+            .map(|((layer, diff_id), tree)| LayerRecord {
+                digest: layer.descriptor.digest,
+                diff_id: *diff_id,
+                blob_bytes: tree.blob_layout().1,
+            })
+            .collect(),
+        devices: device_layers.iter().filter_map(|layer| diff_ids.get(*layer).copied()).collect(),
+        metadata_bytes: metadata.len() as u64,
+        pulled_at: jiff::Timestamp::now(),
+        unsealed_boot: Some(inner.boot_id.clone()),
+    };
+    keep(inner, name, record, resolved.config)
+}
+
+fn keep(inner: &Inner, name: &str, record: Record, config: ImageConfig) -> Result<Arc<Image>, ImageError> {
+    let (id, tag) = (record.id, record.references.first().cloned());
+    let mut catalog = inner.catalog();
+    // Another pull of the same image may have come first.
+    if !catalog.has_image(&id) {
+        catalog.add(Record { references: Vec::new(), ..record }, config, &inner.paths)?;
+    }
+    if let Some(tag) = tag {
+        catalog.tag(&id, tag, &inner.paths)?;
+    }
+    catalog.image(&id, name).ok_or_else(|| ImageError::Unknown { reference: name.to_owned() })
+}
+
+fn read_tree(inner: &Inner, diff_id: &Digest) -> Result<LayerTree, ImageError> {
+    let path = inner.paths.index(diff_id);
+    let bytes = std::fs::read(&path).map_err(ImageError::file("read", &path))?;
+    let index = LayerIndex::decode(&bytes).map_err(|source| ImageError::Index { path, source })?;
+    Ok(index.tree)
+}
