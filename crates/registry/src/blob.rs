@@ -133,7 +133,7 @@ impl BlobReader {
     fn file_chunk(&self, read: io::Result<Vec<u8>>) -> Result<Option<Bytes>, FetchError> {
         let Origin::File(file) = &self.origin else { return Ok(None) };
         let chunk = read.map_err(|source| {
-            let source = LayoutError::Read { path: file.path.clone(), source };
+            let source = Box::new(LayoutError::Read { path: file.path.clone(), source });
             FetchError::Layout { image: self.site.image.clone(), source }
         })?;
         Ok((!chunk.is_empty()).then(|| Bytes::from(chunk)))
@@ -169,7 +169,7 @@ impl BlobReader {
         match &self.origin {
             Origin::File(file) => FetchError::Layout {
                 image: self.site.image.clone(),
-                source: LayoutError::Size { path: file.path.clone(), expected, actual },
+                source: Box::new(LayoutError::Size { path: file.path.clone(), expected, actual }),
             },
             Origin::Parts(_) => {
                 let (site, blob) = (Arc::clone(&self.site), Box::new(self.digest));
@@ -183,7 +183,7 @@ impl BlobReader {
         match &self.origin {
             Origin::File(file) => FetchError::Layout {
                 image: self.site.image.clone(),
-                source: LayoutError::Digest { path: file.path.clone(), digests },
+                source: Box::new(LayoutError::Digest { path: file.path.clone(), digests }),
             },
             Origin::Parts(_) => FetchError::DigestMismatch { site: Arc::clone(&self.site), what: "a blob", digests },
         }
@@ -244,7 +244,7 @@ impl Parts {
             return Ok(parts);
         }
         let (transfer, asked) = (Arc::clone(&parts.transfer), first.clone());
-        let body = transfer.repository.patiently(async || transfer.open(&asked).await).await?;
+        let body = transfer.repository.patiently(|| transfer.open(&asked)).await?;
         if body.is_whole {
             parts.start(0..transfer.size, Some(body), WHOLE_CHUNKS_QUEUED);
         } else {

@@ -33,7 +33,7 @@ fn challenges(line: &str) -> Vec<(String, Parameters)> {
     let mut rest = line;
     loop {
         rest = rest.trim_start_matches([' ', '\t', ',']);
-        let end = rest.find(|letter: char| matches!(letter, '=' | ',' | ' ' | '\t')).unwrap_or(rest.len());
+        let end = rest.find(['=', ',', ' ', '\t']).unwrap_or(rest.len());
         let (word, after) = rest.split_at(end);
         if word.is_empty() {
             // Either the end, or a stray `=` that nothing can be made of.

@@ -61,7 +61,7 @@ impl RegistryClient {
     pub async fn current_digest(&self, source: &ImageSource, credentials: &Credentials) -> Result<Digest, FetchError> {
         match source {
             ImageSource::Registry(reference) => {
-                let attempt = async |repository: &Repository| repository.manifest_digest(reference).await;
+                let attempt = |repository: Repository| async move { repository.manifest_digest(reference).await };
                 self.first_answer(reference, credentials, attempt).await
             }
             ImageSource::Layout { directory, tag } => {
@@ -82,10 +82,10 @@ impl RegistryClient {
     ) -> Result<Resolved, FetchError> {
         match source {
             ImageSource::Registry(reference) => {
-                let attempt = async |repository: &Repository| {
+                let attempt = |repository: Repository| async move {
                     let named = reference.manifest_name();
                     let (bytes, digest, media_type) = repository.manifest(&named, reference.digest()).await?;
-                    let documents = Documents::Repository(repository);
+                    let documents = Documents::Repository(&repository);
                     documents.resolve(source, platform, digest, bytes, media_type).await
                 };
                 self.first_answer(reference, credentials, attempt).await
@@ -114,7 +114,7 @@ impl RegistryClient {
     ) -> Result<BlobReader, FetchError> {
         match source {
             ImageSource::Registry(reference) => {
-                let attempt = async |repository: &Repository| BlobReader::open(transfer(repository, blob)).await;
+                let attempt = |repository| BlobReader::open(transfer(repository, blob));
                 self.first_answer(reference, credentials, attempt).await
             }
             ImageSource::Layout { directory, .. } => {
@@ -144,7 +144,8 @@ impl RegistryClient {
         }
         match source {
             ImageSource::Registry(reference) => {
-                let attempt = async |repository: &Repository| transfer(repository, blob).read(range.clone()).await;
+                let range = &range;
+                let attempt = |repository| async move { transfer(repository, blob).read(range.clone()).await };
                 self.first_answer(reference, credentials, attempt).await
             }
             ImageSource::Layout { directory, .. } => {
@@ -159,16 +160,19 @@ impl RegistryClient {
     }
 
     /// Asks mirrors in their order, and the registry itself last; its error is the one that counts.
-    async fn first_answer<T>(
+    async fn first_answer<T, F>(
         &self,
         reference: &Reference,
         credentials: &Credentials,
-        attempt: impl AsyncFn(&Repository) -> Result<T, FetchError>,
-    ) -> Result<T, FetchError> {
+        attempt: impl Fn(Repository) -> F,
+    ) -> Result<T, FetchError>
+    where
+        F: Future<Output = Result<T, FetchError>>,
+    {
         let own = reference.registry();
         for mirror in self.shared.config.mirrors.get(own).into_iter().flatten() {
             let answer = match self.repository(mirror, reference, credentials).await {
-                Ok(repository) => attempt(&repository).await,
+                Ok(repository) => attempt(repository).await,
                 Err(error) => Err(error),
             };
             match answer {
@@ -177,7 +181,7 @@ impl RegistryClient {
             }
         }
         let repository = self.repository(own, reference, credentials).await?;
-        let answer = attempt(&repository).await;
+        let answer = attempt(repository).await;
         if matches!(answer, Err(FetchError::LoginNeeded { .. } | FetchError::LoginRejected { .. })) {
             // Somebody may log in now.
             lock(&self.host_logins).clear();
@@ -204,7 +208,7 @@ impl RegistryClient {
         reference: &Reference,
         credentials: &Credentials,
     ) -> Result<Option<Login>, FetchError> {
-        let fail = |source| FetchError::Credentials { image: reference.to_string(), source };
+        let fail = |source| FetchError::Credentials { image: reference.to_string(), source: Box::new(source) };
         let own = registry == reference.registry();
         if let Some(login) = credentials.find_given(registry, reference.repository(), own).map_err(fail)? {
             return Ok(Some(login));
@@ -227,8 +231,8 @@ impl RegistryClient {
     }
 }
 
-fn transfer(repository: &Repository, blob: &Descriptor) -> Transfer {
-    Transfer { repository: repository.clone(), blob: blob.digest, size: blob.size, elsewhere: Mutex::default() }
+fn transfer(repository: Repository, blob: &Descriptor) -> Transfer {
+    Transfer { repository, blob: blob.digest, size: blob.size, elsewhere: Mutex::default() }
 }
 
 /// Where documents named by digest come from.
@@ -264,7 +268,7 @@ impl Documents<'_> {
             let config_bytes =
                 self.read(&manifest.config.digest, &manifest.config.media_type, CONFIG_BYTES_MAX).await?;
             let config = ImageConfig::parse(&config_bytes)
-                .map_err(|error| FetchError::Config { image: source.to_string(), source: error })?;
+                .map_err(|error| FetchError::Config { image: source.to_string(), source: Box::new(error) })?;
             manifest.check_config(&config, platform).map_err(fail)?;
             return Ok(Resolved { digest, manifest_digest, manifest, manifest_bytes: bytes, config, config_bytes });
         }
@@ -297,9 +301,9 @@ fn find_in_layout(source: &ImageSource, directory: &Path, tag: Option<&str>) -> 
 }
 
 fn layout_error(source: &ImageSource, error: LayoutError) -> FetchError {
-    FetchError::Layout { image: source.to_string(), source: error }
+    FetchError::Layout { image: source.to_string(), source: Box::new(error) }
 }
 
 fn manifest_error(source: &ImageSource, error: ManifestError) -> FetchError {
-    FetchError::Manifest { image: source.to_string(), source: error }
+    FetchError::Manifest { image: source.to_string(), source: Box::new(error) }
 }

@@ -20,7 +20,7 @@ impl Repository {
     pub(crate) async fn manifest_digest(&self, reference: &Reference) -> Result<Digest, FetchError> {
         let named = reference.manifest_name();
         let ask = Ask { method: Method::HEAD, ..manifest_ask(&named) };
-        let attempt = async || self.once(&ask, None).await.map(|answer| digest_header(&answer.response));
+        let attempt = || async { self.once(&ask, None).await.map(|answer| digest_header(&answer.response)) };
         match self.in_time(self.patiently(attempt)).await? {
             Some(digest) => Ok(digest),
             None => self.manifest(&named, reference.digest()).await.map(|(_, digest, _)| digest),
@@ -34,7 +34,7 @@ impl Repository {
         expected: Option<&Digest>,
     ) -> Result<(Bytes, Digest, Option<String>), FetchError> {
         let ask = manifest_ask(named);
-        let attempt = async || {
+        let attempt = || async {
             let Answer { response, site, .. } = self.once(&ask, None).await?;
             let media_type =
                 response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).map(str::to_owned);
@@ -50,7 +50,7 @@ impl Repository {
     /// A blob that is small by its nature.
     pub(crate) async fn document(&self, digest: &Digest, limit: usize) -> Result<Bytes, FetchError> {
         let ask = Ask { method: Method::GET, target: Target::Blob(digest), accept: None, range: None };
-        let attempt = async || {
+        let attempt = || async {
             let Answer { response, site, .. } = self.once(&ask, None).await?;
             let bytes = body::collect(&site, response, limit, "a request for an image configuration").await?;
             self.check(&bytes, Some(*digest), "the image configuration")?;

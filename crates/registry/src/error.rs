@@ -110,25 +110,25 @@ pub enum FetchError {
     Credentials {
         image: String,
         #[source]
-        source: CredentialsError,
+        source: Box<CredentialsError>,
     },
     #[error("cannot use {image}")]
     Manifest {
         image: String,
         #[source]
-        source: ManifestError,
+        source: Box<ManifestError>,
     },
     #[error("cannot use {image}")]
     Config {
         image: String,
         #[source]
-        source: ConfigError,
+        source: Box<ConfigError>,
     },
     #[error("cannot use {image}")]
     Layout {
         image: String,
         #[source]
-        source: LayoutError,
+        source: Box<LayoutError>,
     },
     #[error("cannot fetch {image}: the range {start}..{end} is not inside a blob of {size} bytes or asks for too much")]
     BadRange { image: String, start: u64, end: u64, size: u64 },

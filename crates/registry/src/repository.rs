@@ -67,7 +67,10 @@ impl Repository {
     }
 
     /// As many attempts of `attempt` as can help.
-    pub(crate) async fn patiently<T>(&self, attempt: impl AsyncFn() -> Result<T, FetchError>) -> Result<T, FetchError> {
+    pub(crate) async fn patiently<T, F>(&self, attempt: impl Fn() -> F) -> Result<T, FetchError>
+    where
+        F: Future<Output = Result<T, FetchError>>,
+    {
         let mut patience = Patience::new(&self.shared.config.transfer);
         loop {
             match attempt().await {
@@ -131,7 +134,7 @@ impl Repository {
         let fail = |reason| FetchError::Redirect { site: Arc::clone(&self.site), reason };
         let location = response.headers().get(LOCATION).and_then(|location| location.to_str().ok());
         let location = location.ok_or_else(|| fail("to nowhere"))?;
-        let mut url = from.join(location).map_err(|_| fail("to an address that cannot be read"))?;
+        let mut url = from.join(location).map_err(|_unparsable| fail("to an address that cannot be read"))?;
         if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none() {
             return Err(fail("to something that is not HTTP"));
         }

@@ -117,7 +117,7 @@ impl Exchange<'_> {
         };
         let fail = |reason| FetchError::TokenService { site: Arc::clone(self.site), realm: realm.clone(), reason };
         let url = Url::parse(&realm).or_else(|_| self.base.url.join(&realm));
-        let url = url.map_err(|_| fail("has an address that cannot be read"))?;
+        let url = url.map_err(|_unparsable| fail("has an address that cannot be read"))?;
         if !matches!(url.scheme(), "http" | "https") || (url.scheme() == "http" && self.base.url.scheme() == "https") {
             return Err(fail("does not use HTTPS, so no login is sent to it"));
         }
@@ -166,7 +166,7 @@ impl Exchange<'_> {
         let status = response.status();
         if status.is_success() {
             let bytes = body::collect(self.site, response, limits::TOKEN_BODY_BYTES_MAX, "a token request").await?;
-            return serde_json::from_slice(&bytes).map_err(|_| fail("gives an answer that cannot be read"));
+            return serde_json::from_slice(&bytes).map_err(|_unparsable| fail("gives an answer that cannot be read"));
         }
         match (status.as_u16(), &self.key.login) {
             (400 | 401 | 403, Some(_)) => {
@@ -186,9 +186,11 @@ impl Exchange<'_> {
     }
 
     fn grant(&self, header: &str, ends: Option<Instant>) -> Result<Grant, FetchError> {
-        let unprintable =
-            || FetchError::Credentials { image: self.site.image.clone(), source: CredentialsError::Unprintable };
-        let mut header = HeaderValue::from_str(header).map_err(|_| unprintable())?;
+        let unprintable = || FetchError::Credentials {
+            image: self.site.image.clone(),
+            source: Box::new(CredentialsError::Unprintable),
+        };
+        let mut header = HeaderValue::from_str(header).map_err(|_unprintable| unprintable())?;
         header.set_sensitive(true);
         Ok(Grant { header, ends })
     }

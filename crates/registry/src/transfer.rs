@@ -105,7 +105,7 @@ impl Transfer {
 
     /// All of `range`, in one piece.
     pub(crate) async fn read(&self, range: Range<u64>) -> Result<Bytes, FetchError> {
-        let attempt = async || {
+        let attempt = || async {
             let body = self.open(&range).await?;
             if body.is_whole && range != (0..self.size) {
                 return Err(FetchError::NoRanges { site: body.site });

@@ -1,0 +1,121 @@
+//! The client against Debian's docker-registry: the one that our users run locally, and the code behind Docker Hub.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+
+use bytes::Bytes;
+use reqwest::{Client, Method};
+use sampan_oci::digest::Digest;
+use sampan_oci::platform::Platform;
+use sampan_oci::reference::ImageSource;
+use sampan_registry::{Credentials, FetchError, Login};
+
+use crate::server::{TestImage, client, read_all};
+
+/// bcrypt of `secret`, made by Apache's htpasswd.
+const HTPASSWD: &str = "tester:$2y$05$ciA/WarSUIZyx0Sqb38..O0yxCesg6i0aEDA5fKdFENCwL4M5.FPO\n";
+
+struct Registry {
+    process: Child,
+    port: u16,
+    _directory: tempfile::TempDir,
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        self.process.kill().ok();
+        self.process.wait().ok();
+    }
+}
+
+impl Registry {
+    /// `None`, after saying so, where it is not installed.
+    fn start(protected: bool) -> Option<Self> {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().display();
+        fs::write(directory.path().join("htpasswd"), HTPASSWD).unwrap();
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let mut config = format!(
+            "version: 0.1\nlog: {{level: info}}\nstorage: {{filesystem: {{rootdirectory: {root}/data}}}}\nhttp: {{addr: '127.0.0.1:{port}'}}\n"
+        );
+        if protected {
+            config += &format!("auth: {{htpasswd: {{realm: test, path: {root}/htpasswd}}}}\n");
+        }
+        let file = directory.path().join("config.yml");
+        fs::write(&file, config).unwrap();
+        let spawned = Command::new("docker-registry")
+            .arg("serve")
+            .arg(&file)
+            .stderr(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn();
+        let Ok(mut process) = spawned else {
+            eprintln!(
+                "SKIPPED: docker-registry is not installed (apt install docker-registry), so the client is not tested against it"
+            );
+            return None;
+        };
+        let mut log = BufReader::new(process.stderr.take().unwrap()).lines();
+        let listening = log.by_ref().map_while(Result::ok).any(|line| line.contains("listening on"));
+        assert!(listening, "docker-registry ended at once");
+        // Its log must go somewhere, or it blocks when the pipe is full.
+        std::thread::spawn(move || log.for_each(drop));
+        Some(Self { process, port, _directory: directory })
+    }
+
+    fn source(&self) -> ImageSource {
+        format!("localhost:{}/team/app:1", self.port).parse().unwrap()
+    }
+
+    async fn push(&self, image: &TestImage) {
+        let base = format!("http://127.0.0.1:{}/v2/team/app", self.port);
+        let http = Client::builder().no_proxy().build().unwrap();
+        let send = async |method: Method, url: String, body: Bytes, media_type: &str| {
+            let request =
+                http.request(method, url).basic_auth("tester", Some("secret")).header("content-type", media_type);
+            request.body(body).send().await.unwrap().error_for_status().unwrap()
+        };
+        for blob in [&image.layer, &image.config] {
+            let begun = send(Method::POST, format!("{base}/blobs/uploads/"), Bytes::new(), "text/plain").await;
+            let location = begun.headers()["location"].to_str().unwrap().to_owned();
+            let target = format!("{location}&digest={}", Digest::of(blob));
+            send(Method::PUT, target, blob.clone(), "application/octet-stream").await;
+        }
+        let manifest = image.manifest.clone();
+        send(Method::PUT, format!("{base}/manifests/1"), manifest, sampan_oci::media_type::OCI_MANIFEST).await;
+    }
+}
+
+#[tokio::test]
+async fn an_image_is_pulled_whole() {
+    let Some(registry) = Registry::start(false) else { return };
+    let image = TestImage::new(700_000);
+    registry.push(&image).await;
+    let (client, anonymous) = (client(), Credentials::anonymous());
+    let resolved = client.resolve(&registry.source(), &Platform::host(), &anonymous).await.unwrap();
+    assert_eq!(resolved.digest, Digest::of(&image.manifest));
+    assert_eq!(client.current_digest(&registry.source(), &anonymous).await.unwrap(), resolved.digest);
+    let layer = &resolved.manifest.layers[0].descriptor;
+    let mut reader = client.open_blob(&registry.source(), layer, &anonymous).await.unwrap();
+    assert_eq!(read_all(&mut reader).await.unwrap(), image.layer);
+    let range = client.read_range(&registry.source(), layer, 123..456, &anonymous).await.unwrap();
+    assert_eq!(range, image.layer[123..456]);
+    let missing = format!("localhost:{}/team/other:1", registry.port).parse().unwrap();
+    let error = client.resolve(&missing, &Platform::host(), &anonymous).await.unwrap_err();
+    assert!(matches!(error, FetchError::ImageNotFound { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_protected_registry_takes_the_right_login_only() {
+    let Some(registry) = Registry::start(true) else { return };
+    let image = TestImage::new(100);
+    registry.push(&image).await;
+    let pull =
+        async |credentials: Credentials| client().resolve(&registry.source(), &Platform::host(), &credentials).await;
+    let login =
+        |password: &str| Credentials::login(Login::Password { username: "tester".into(), password: password.into() });
+    pull(login("secret")).await.unwrap();
+    assert!(matches!(pull(login("wrong")).await, Err(FetchError::LoginRejected { .. })));
+    assert!(matches!(pull(Credentials::anonymous()).await, Err(FetchError::LoginNeeded { .. })));
+}
