@@ -25,9 +25,10 @@ const GUEST_INTERFACE: &str = "eth0";
 /// The loopback interface has this index in every network namespace.
 const LOOPBACK_INDEX: u32 = 1;
 
-/// Makes the cable; returns the host interface's index. What was half made stays, for [`NetworkError`]'s receiver to
+/// Makes the cable on the network's own thread, whose namespace is `home`; returns the host interface's index. What was half made stays, for [`NetworkError`]'s receiver to
 /// clean up.
 pub(crate) fn lay(
+    home: BorrowedFd<'_>,
     host: &NetlinkSocket,
     names: &Names,
     lease: &Lease,
@@ -47,7 +48,7 @@ pub(crate) fn lay(
         .attempted(|| format!("make interface {name} and its other end eth0"))?;
     let Some(link) = made.iter().find_map(Link::read) else { return Err(NetworkError::Stopped) };
 
-    let inside = namespace::in_network(namespace, || NetlinkSocket::open(Family::Route))
+    let inside = namespace::visit_network(home, namespace, || NetlinkSocket::open(Family::Route))
         .and_then(|socket| socket)
         .map_err(|source| NetworkError::System { operation: "enter the sandbox's network namespace", source })?;
     inside

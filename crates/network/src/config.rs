@@ -35,8 +35,11 @@ impl From<Prefixed> for Prefix {
 pub struct NetworkConfig {
     /// Names the nf_tables table and prefixes every interface, so that several services live side by side.
     pub instance: String,
-    /// Where addresses in use are written down; made when missing, root only.
+    /// Where the choice of pools and the changed kernel settings are written down; made when missing, root only.
     pub state_dir: PathBuf,
+    /// Where addresses in use are written down; by default `leases` in `state_dir`. They mean nothing after a reboot,
+    /// and on a tmpfs an attachment is a third cheaper.
+    pub lease_dir: PathBuf,
     /// Where IPv4 addresses come from; `None` takes the first candidate that no route of the host overlaps, and
     /// stays with it.
     pub ipv4_pool: Option<Prefix>,
@@ -52,9 +55,11 @@ pub struct NetworkConfig {
 
 impl NetworkConfig {
     pub fn new(instance: impl Into<String>, state_dir: impl Into<PathBuf>) -> Self {
+        let state_dir = state_dir.into();
         Self {
             instance: instance.into(),
-            state_dir: state_dir.into(),
+            lease_dir: state_dir.join("leases"),
+            state_dir,
             ipv4_pool: None,
             ipv6_pool: None,
             mtu: None,

@@ -62,6 +62,8 @@ pub enum NetworkError {
     PoolChanged { old: Prefix, new: Prefix, attached: usize },
     #[error("no address is free in {pool}, {in_use} are in use; remove instances or configure a larger pool")]
     PoolExhausted { pool: Prefix, in_use: usize },
+    #[error("interface {name} belongs to {owner:?} already; give this service another instance name")]
+    InterfaceTaken { name: String, owner: String },
     #[error("sandbox {sandbox} is attached already")]
     AlreadyAttached { sandbox: String },
     #[error("sandbox {sandbox} is not attached")]

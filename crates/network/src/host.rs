@@ -10,6 +10,7 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::io::Errno;
+use sampan_sys::namespace;
 use sampan_sys::netlink::{Family, Message, NetlinkSocket};
 use tokio::runtime::Handle;
 
@@ -30,6 +31,8 @@ pub(crate) struct Host {
     held: HashMap<String, Vec<HeldPort>>,
     /// Host interface indices of what is attached.
     interfaces: BTreeMap<String, u32>,
+    /// The host's network namespace, which is this thread's.
+    home: OwnedFd,
     route: NetlinkSocket,
     filter: NetlinkSocket,
     mtu: u32,
@@ -46,6 +49,8 @@ impl Host {
                 .map_err(|source| NetworkError::System { operation: "open a netlink socket", source })
         };
         let (route, filter) = (socket(Family::Route)?, socket(Family::Netfilter)?);
+        let home = namespace::current_network()
+            .map_err(|source| NetworkError::System { operation: "open the host's network namespace", source })?;
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")
             .map_err(|source| NetworkError::System { operation: "read the boot id", source })?;
         let boot = boot.trim();
@@ -55,7 +60,7 @@ impl Host {
         let pools = choose_pools(config, &names, boot, &links, &routes)?;
         leases::write_pools(&config.state_dir, &pools)?;
         let mtu = config.mtu.unwrap_or_else(|| uplink_mtu(&links, &routes));
-        let leases = Leases::open(&config.state_dir, boot, pools)?;
+        let leases = Leases::open(&config.lease_dir, boot, pools)?;
         for change in sysctl::enable_forwarding(&config.state_dir, pools.ipv6.is_some())? {
             tracing::info!(%change, "kernel setting changed for routing");
         }
@@ -64,6 +69,7 @@ impl Host {
             leases,
             held: HashMap::new(),
             interfaces: BTreeMap::new(),
+            home,
             route,
             filter,
             mtu,
@@ -101,7 +107,7 @@ impl Host {
         self.held.insert(lease.sandbox.clone(), held);
         holding?;
         let index =
-            cable::lay(&self.route, &self.names, lease, self.leases.pools(), self.mtu, namespace.as_fd())?;
+            cable::lay(self.home.as_fd(), &self.route, &self.names, lease, self.leases.pools(), self.mtu, namespace.as_fd())?;
         self.interfaces.insert(lease.sandbox.clone(), index);
         if !lease.ports.is_empty() {
             let requests = ruleset::add(&self.names, ruleset::elements(lease));
@@ -126,17 +132,15 @@ impl Host {
 
     /// Forgets the sandbox; the caller releases the ports that come back.
     pub(crate) fn detach(&mut self, sandbox: &str) -> Result<Vec<HeldPort>, NetworkError> {
-        let Some(lease) = self.leases.get(sandbox).cloned() else { return Ok(Vec::new()) };
-        if !lease.ports.is_empty() {
-            // The lease goes first, so that a table written whole in between is without it too.
-            let requests = ruleset::withdraw(&self.names, ruleset::elements(&lease));
-            self.leases.release(sandbox)?;
-            self.change_table(requests)?;
-        } else {
-            self.leases.release(sandbox)?;
-        }
+        let held = self.held.remove(sandbox).unwrap_or_default();
         self.interfaces.remove(sandbox);
-        Ok(self.held.remove(sandbox).unwrap_or_default())
+        // The lease goes first, so that a table that has to be written whole is without it too.
+        if let Some(lease) = self.leases.release(sandbox)?
+            && !lease.ports.is_empty()
+        {
+            self.change_table(ruleset::withdraw(&self.names, ruleset::elements(&lease)))?;
+        }
+        Ok(held)
     }
 
     /// Removes all that belongs to no sandbox in `keep`, and mends what the others should have.
@@ -293,6 +297,9 @@ impl Host {
         let name = self.names.anchor.as_str();
         let attempted = || format!("make interface {name}");
         let index = match links.iter().find(|link| link.name == name) {
+            Some(link) if !link.alias.is_empty() && link.alias != self.anchor_alias() => {
+                return Err(NetworkError::InterfaceTaken { name: name.to_owned(), owner: link.alias.clone() });
+            }
             Some(link) => link.index,
             None => self
                 .route
@@ -303,7 +310,7 @@ impl Host {
                 .map_or(0, |link| link.index),
         };
         let pools = self.leases.pools();
-        let mut requests = vec![rtnetlink::set_alias(index, &format!("{}: gateway of its sandboxes", self.names.instance))];
+        let mut requests = vec![rtnetlink::set_alias(index, &self.anchor_alias())];
         if pools.ipv6.is_some() {
             requests.push(rtnetlink::set_quiet_ipv6(index));
         }
@@ -312,6 +319,10 @@ impl Host {
             requests.push(rtnetlink::add_address(index, gateway, pool.length()));
         }
         self.route.pipeline(requests).attempted(attempted).map(|_replies| ())
+    }
+
+    fn anchor_alias(&self) -> String {
+        format!("{}: gateway of its sandboxes", self.names.instance)
     }
 
     fn write_table(&self) -> Result<(), NetworkError> {
@@ -414,7 +425,7 @@ fn choose_pools(
     routes: &[Route],
 ) -> Result<Pools, NetworkError> {
     let remembered = leases::read_pools(&config.state_dir);
-    let attached = leases::count(&config.state_dir, boot)?;
+    let attached = leases::count(&config.lease_dir, boot)?;
     let overlap = |pool: Prefix| overlapping_route(pool, names, links, routes);
     if let (Some(old), true) = (remembered, attached > 0) {
         // Instances run with these addresses: what overlaps now came later, and is not for us to refuse.

@@ -76,17 +76,16 @@ pub(crate) struct Leases {
 
 impl Leases {
     /// Reads the leases of this boot and removes all else from the directory.
-    pub(crate) fn open(state_dir: &Path, boot: &str, pools: Pools) -> Result<Self, NetworkError> {
-        let dir = lease_dir(state_dir);
-        make_dir(&dir)?;
-        let kept = read_leases(&dir, boot)?;
+    pub(crate) fn open(dir: &Path, boot: &str, pools: Pools) -> Result<Self, NetworkError> {
+        make_dir(dir)?;
+        let kept = read_leases(dir, boot)?;
         for stale in kept.stale {
             remove(&stale)?;
         }
-        let cursor = read_cursor(&dir);
+        let cursor = read_cursor(dir);
         let in_use = kept.leases.values().filter_map(|lease| pools.ipv4.offset_of(lease.ipv4.into())).collect();
         Ok(Self {
-            dir,
+            dir: dir.to_owned(),
             boot: boot.to_owned(),
             pools,
             by_sandbox: kept.leases,
@@ -172,12 +171,11 @@ impl Leases {
 }
 
 /// How many leases of this boot there are, without opening them for use.
-pub(crate) fn count(state_dir: &Path, boot: &str) -> Result<usize, NetworkError> {
-    let dir = lease_dir(state_dir);
+pub(crate) fn count(dir: &Path, boot: &str) -> Result<usize, NetworkError> {
     if !dir.exists() {
         return Ok(0);
     }
-    Ok(read_leases(&dir, boot)?.leases.len())
+    Ok(read_leases(dir, boot)?.leases.len())
 }
 
 /// The pools that this service used last.
@@ -235,10 +233,6 @@ fn parse_lease(bytes: &[u8]) -> Option<Lease> {
 
 fn read_cursor(dir: &Path) -> u32 {
     fs::read_to_string(dir.join("cursor")).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(FIRST_OFFSET)
-}
-
-fn lease_dir(state_dir: &Path) -> PathBuf {
-    state_dir.join("leases")
 }
 
 fn file_name(sandbox: &str) -> String {
@@ -317,16 +311,16 @@ mod tests {
             let mut leases = Leases::open(dir.path(), "boot", pools("10.9.0.0/24")).expect("open");
             leases.take("a", &[]).expect("take")
         };
-        fs::write(dir.path().join("leases/torn.json"), b"{\"sandbox\":").expect("write");
-        fs::write(dir.path().join("leases/.a.json.new"), b"").expect("write");
+        fs::write(dir.path().join("torn.json"), b"{\"sandbox\":").expect("write");
+        fs::write(dir.path().join(".a.json.new"), b"").expect("write");
         let mut again = Leases::open(dir.path(), "boot", pools("10.9.0.0/24")).expect("open");
         assert_eq!(again.get("a"), Some(&taken));
-        assert!(!dir.path().join("leases/torn.json").exists());
+        assert!(!dir.path().join("torn.json").exists());
         let next = again.take("b", &[]).expect("take");
         assert!(next.ipv4.octets()[3] >= 2 + CURSOR_STEP as u8, "{next:?} follows what may have been handed out");
         let reboot = Leases::open(dir.path(), "another boot", pools("10.9.0.0/24")).expect("open");
         assert!(reboot.is_empty());
-        assert!(!dir.path().join("leases/a.json").exists());
+        assert!(!dir.path().join("a.json").exists());
     }
 
     proptest! {

@@ -292,14 +292,14 @@ impl Rule {
     }
 
     /// Only packets whose destination is the host itself (`RTN_LOCAL`).
-    pub(crate) fn to_this_host(self) -> Self {
+    pub(crate) fn bound_for_this_host(self) -> Self {
         const NFT_FIB_RESULT_ADDRTYPE: u32 = 3;
         const RTN_LOCAL: u32 = 2;
         self.fib(NFT_FIB_RESULT_ADDRTYPE, FIB_DESTINATION).compare(Compare::Equal, RTN_LOCAL.to_ne_bytes().to_vec())
     }
 
     /// Only packets whose source the host would not reach over the interface that they came in by.
-    pub(crate) fn from_a_foreign_source(self) -> Self {
+    pub(crate) fn with_a_foreign_source(self) -> Self {
         const NFT_FIB_RESULT_OIF: u32 = 1;
         self.fib(NFT_FIB_RESULT_OIF, FIB_SOURCE | FIB_INTERFACE_IN)
             .compare(Compare::Equal, 0u32.to_ne_bytes().to_vec())

@@ -174,7 +174,7 @@ fn from_sandboxes(ours: &str) -> Vec<(Chain, Rule)> {
         // The host's end has route_localnet: without this a sandbox could reach what listens on the host's 127.0.0.1.
         (RAW, loopback(Side::Destination).drop()),
         (RAW, loopback(Side::Source).drop()),
-        (RAW, from_ours().from_a_foreign_source().drop()),
+        (RAW, from_ours().with_a_foreign_source().drop()),
     ]
 }
 
@@ -198,8 +198,8 @@ fn published() -> Vec<(Chain, Rule)> {
         rules.extend([
             (chain, family(NFPROTO_IPV4).translate_by(ONE4.name, 4, NFPROTO_IPV4)),
             (chain, ipv6().translate_by(ONE6.name, 16, NFPROTO_IPV6)),
-            (chain, family(NFPROTO_IPV4).to_this_host().translate_by(ANY4.name, 0, NFPROTO_IPV4)),
-            (chain, ipv6().to_this_host().translate_by(ANY6.name, 0, NFPROTO_IPV6)),
+            (chain, family(NFPROTO_IPV4).bound_for_this_host().translate_by(ANY4.name, 0, NFPROTO_IPV4)),
+            (chain, ipv6().bound_for_this_host().translate_by(ANY6.name, 0, NFPROTO_IPV6)),
         ]);
     }
     rules

@@ -180,7 +180,7 @@ fn after_a_restart_the_living_go_on_and_the_dead_leave_nothing() {
         assert!(world.internet.tcp(HOST4, 8080).await.is_ok(), "the service is away, the kernel goes on");
         // A kill between the lease and the rest, and an interface whose lease is lost.
         world.host.tool("ip link add spn-stray type veth peer name other").await;
-        std::fs::write(world.state.path().join("sampan/leases/.x.json.new"), "half").expect("write");
+        std::fs::write(world.lease_dir("sampan").join(".x.json.new"), "half").expect("write");
 
         let network = world.open("sampan").await;
         let removed = network.reconcile(&keep(&[&a])).await.expect("reconcile");
@@ -213,7 +213,7 @@ fn after_a_restart_the_living_go_on_and_the_dead_leave_nothing() {
         assert!(!world.host.tool("ip -br link").await.contains("spn-"));
         let routes = world.host.tool("ip route show table all").await + &world.host.tool("ip -6 route show table all").await;
         assert!(!routes.contains("spn-") && !routes.contains("10.187"), "{routes}");
-        let left: Vec<_> = std::fs::read_dir(world.state.path().join("sampan/leases")).expect("dir").flatten().collect();
+        let left: Vec<_> = std::fs::read_dir(world.lease_dir("sampan")).expect("dir").flatten().collect();
         assert!(left.iter().all(|entry| entry.file_name() == "cursor"), "{left:?}");
     });
 }
@@ -310,7 +310,7 @@ fn three_hundred_attachments() {
         let start = Instant::now();
         let removed = network.reconcile(&keep(&[])).await.expect("reconcile");
         assert_eq!(removed.len(), 2 * COUNT as usize);
-        println!(
+        eprintln!(
             "{COUNT} attachments: {:.0} µs each; usage of all: {counted:?}; detaching and deleting all: {:?}",
             attached.as_secs_f64() * 1e6 / f64::from(COUNT),
             start.elapsed()

@@ -1,7 +1,8 @@
 //! Network namespaces entered on threads made for it.
 //!
 //! A thread that is in a namespace of its own must never return to a pool: whoever gets it next would speak to the
-//! wrong network. So a closure runs on a fresh thread, which ends with it. Other namespaces are entered by the
+//! wrong network. So a closure runs on a fresh thread, which ends with it, or on a thread that never runs anything but
+//! its owner's work and comes back at once. Other namespaces are entered by the
 //! single-threaded zygote and agent only, elsewhere.
 
 use std::io;
@@ -24,6 +25,26 @@ pub fn in_network<T: Send>(network: BorrowedFd<'_>, work: impl FnOnce() -> T + S
         move_into_link_name_space(network, Some(LinkNameSpaceType::Network))?;
         Ok(work())
     })
+}
+
+/// Runs `work` on the calling thread inside `network` and comes back to `home`, the namespace it came from: for a
+/// thread of one owner that goes in and out often, where starting a thread each time would cost more than the work.
+///
+/// # Panics
+///
+/// When the way back is barred. The thread would otherwise go on in the wrong network.
+pub fn visit_network<T>(home: BorrowedFd<'_>, network: BorrowedFd<'_>, work: impl FnOnce() -> T) -> io::Result<T> {
+    struct Return<'a>(BorrowedFd<'a>);
+    impl Drop for Return<'_> {
+        fn drop(&mut self) {
+            if let Err(errno) = move_into_link_name_space(self.0, Some(LinkNameSpaceType::Network)) {
+                panic!("a thread cannot return to its network namespace: {errno}");
+            }
+        }
+    }
+    move_into_link_name_space(network, Some(LinkNameSpaceType::Network))?;
+    let _return = Return(home);
+    Ok(work())
 }
 
 /// Runs `work` on a thread of its own inside a new, empty network namespace, and waits for it.
@@ -66,6 +87,8 @@ mod tests {
         let seen = in_network(other.as_fd(), || current_network().expect("inside")).expect("setns");
         assert_eq!(inode(seen.as_fd()), inode(other.as_fd()));
         assert_ne!(inode(seen.as_fd()), inode(here.as_fd()));
+        let visited = visit_network(here.as_fd(), other.as_fd(), || current_network().expect("inside")).expect("setns");
+        assert_eq!(inode(visited.as_fd()), inode(other.as_fd()));
         let still_here = current_network().expect("own namespace");
         assert_eq!(inode(still_here.as_fd()), inode(here.as_fd()));
     }

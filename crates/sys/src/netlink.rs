@@ -269,8 +269,7 @@ impl NetlinkSocket {
             Family::Route => None,
             Family::Netfilter => Some(netlink::NETFILTER),
         };
-        let socket =
-            rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, protocol)?;
+        let socket = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, protocol)?;
         rustix::net::sockopt::set_socket_timeout(&socket, rustix::net::sockopt::Timeout::Recv, Some(REPLY_DEADLINE))?;
         set_option(&socket, libc::SOL_NETLINK, libc::NETLINK_EXT_ACK, 1)?;
         set_option(&socket, libc::SOL_NETLINK, libc::NETLINK_CAP_ACK, 1)?;

@@ -8,6 +8,7 @@ use std::future::Future;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
@@ -126,6 +127,8 @@ pub struct World {
     pub host: Namespace,
     pub internet: Namespace,
     pub state: tempfile::TempDir,
+    /// On a tmpfs, as a service's run directory is.
+    run: tempfile::TempDir,
 }
 
 impl World {
@@ -137,8 +140,12 @@ impl World {
                 tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
             runtime.block_on(async {
                 let host = Namespace(Arc::new(namespace::current_network().expect("own namespace")));
-                let world =
-                    World { host, internet: Namespace::new(), state: tempfile::tempdir().expect("directory") };
+                let world = World {
+                    host,
+                    internet: Namespace::new(),
+                    state: tempfile::tempdir().expect("directory"),
+                    run: tempfile::tempdir_in("/dev/shm").expect("directory on a tmpfs"),
+                };
                 world.join().await;
                 test(world).await;
             });
@@ -163,7 +170,13 @@ impl World {
     }
 
     pub fn config(&self, instance: &str) -> NetworkConfig {
-        NetworkConfig::new(instance, self.state.path().join(instance))
+        let mut config = NetworkConfig::new(instance, self.state.path().join(instance));
+        config.lease_dir = self.lease_dir(instance);
+        config
+    }
+
+    pub fn lease_dir(&self, instance: &str) -> PathBuf {
+        self.run.path().join(instance)
     }
 
     pub async fn open(&self, instance: &str) -> Network {
