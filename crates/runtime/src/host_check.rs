@@ -45,24 +45,10 @@ pub struct Check {
     pub remedy: String,
 }
 
-/// Everything that was looked at.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct HostReport {
-    /// In an order in which one would mend them.
-    pub checks: Vec<Check>,
-}
-
-impl HostReport {
-    /// Whether instances can be started here.
-    pub fn is_sufficient(&self) -> bool {
-        self.checks.iter().all(|check| check.ok || check.need == Need::Optional)
-    }
-}
-
-/// Looks at this machine. Blocking, for some milliseconds.
-pub fn run() -> HostReport {
+/// Looks at this machine, in an order in which one would mend things. Blocking, for some milliseconds.
+pub fn run() -> Vec<Check> {
     use Need::{Optional, Required};
-    let checks = vec![
+    vec![
         check("root", Required, root(), "run it as root"),
         check("kernel", Required, kernel(), "install Debian 12 or later, or another kernel of 6.1 or later"),
         check(
@@ -98,8 +84,7 @@ pub fn run() -> HostReport {
             device("/dev/kvm"),
             "switch virtualisation on in the firmware (for instances in microVMs)",
         ),
-    ];
-    HostReport { checks }
+    ]
 }
 
 /// What was found, as it should be or not.
@@ -167,7 +152,7 @@ fn missing(names: &[&str], is_there: impl Fn(&str) -> bool) -> String {
 
 fn user_namespaces() -> Finding {
     let limit =
-        fs::read_to_string("/proc/sys/user/max_user_namespaces").map_err(|_| "not in this kernel".to_owned())?;
+        fs::read_to_string("/proc/sys/user/max_user_namespaces").map_err(|_missing| "not in this kernel".to_owned())?;
     match limit.trim().parse::<u64>() {
         Ok(0) => Err("switched off".to_owned()),
         Ok(limit) => Ok(format!("at most {limit}")),
@@ -290,17 +275,11 @@ mod tests {
 
     #[test]
     fn every_failed_check_has_a_remedy_and_no_other_has() {
-        let report = run();
-        assert_eq!(report.checks.len(), 15);
-        for check in &report.checks {
+        let checks = run();
+        assert_eq!(checks.len(), 15);
+        for check in &checks {
             assert_eq!(check.ok, check.remedy.is_empty(), "{check:?}");
             assert!(!check.found.is_empty(), "{check:?}");
         }
-    }
-
-    #[test]
-    fn only_what_is_required_decides() {
-        let lacking = |need| HostReport { checks: vec![check("x", need, Err("none".to_owned()), "get one")] };
-        assert!(lacking(Need::Optional).is_sufficient() && !lacking(Need::Required).is_sufficient());
     }
 }
