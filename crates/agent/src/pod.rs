@@ -1,0 +1,143 @@
+//! The agent's life: from the zygote's clone to the pod's end.
+//!
+//! ```text
+//! born (host root's ids, nothing mapped yet) ──Configure──> pod (mapped root) ──> killed from outside
+//! ```
+//! Before `Configure` the agent only mounts its skeleton and answers the daemon. It never exits by itself, except when it
+//! cannot even serve its socket: its death is the pod's.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::time::{ClockId, clock_gettime};
+use sampan_sys::process::{self, signal_descriptor};
+use sampan_sys::socket;
+use sampan_wire::agent::{AgentState, ContainerExit, Instant, PodConfiguration, Refusal, RunningContainer};
+
+use crate::container::Container;
+use crate::fault::AtStage;
+use crate::identity::Identity;
+use crate::launch::Launch;
+use crate::link::Link;
+use crate::streams::Outlet;
+use crate::{privileges, stage};
+
+/// Sysctls that belong to the pod's own namespaces; a trailing dot or star-less prefix covers what begins with it.
+const SYSCTL_PREFIXES: [&str; 4] = ["net.", "fs.mqueue.", "kernel.shm", "kernel.msg"];
+
+/// Sysctls of the pod's own namespaces by full name.
+const SYSCTLS: [&str; 2] = ["kernel.sem", "kernel.domainname"];
+
+/// Everything an agent knows.
+pub(crate) struct Agent {
+    pub(crate) listener: OwnedFd,
+    pub(crate) signals: OwnedFd,
+    pub(crate) link: Option<Link>,
+    /// What went wrong before anybody could be told.
+    pub(crate) fault: Option<Refusal>,
+    pub(crate) own_pid_namespace: Option<OwnedFd>,
+    pub(crate) configuration: Option<PodConfiguration>,
+    pub(crate) containers: BTreeMap<String, Container>,
+    pub(crate) launches: Vec<Launch>,
+    /// Running execs: pid and the daemon's id.
+    pub(crate) execs: Vec<(i32, u64)>,
+    pub(crate) exits: VecDeque<ContainerExit>,
+    pub(crate) next_event_id: u64,
+    /// Output of ended containers on its way to clients.
+    pub(crate) outlets: Vec<Outlet>,
+}
+
+/// Runs the agent in a fresh child of the zygote, whose listening socket is the only descriptor it has got.
+pub(crate) fn run(id: &str, listener: OwnedFd) -> ! {
+    let short: String = id.chars().filter(char::is_ascii_alphanumeric).take(8).collect();
+    let name = std::ffi::CString::new(format!("pod-{short}")).unwrap_or_default();
+    rustix::thread::set_name(&name).ok();
+    process::reset_signals();
+    process::ignore_signal(libc::SIGPIPE);
+    let (Ok(signals), Ok(())) = (signal_descriptor(&[libc::SIGCHLD]), socket::announce(listener.as_fd())) else {
+        process::exit_now(1)
+    };
+    let prepared = prepare();
+    let mut agent = Agent {
+        listener,
+        signals,
+        link: None,
+        fault: prepared.as_ref().err().cloned(),
+        own_pid_namespace: prepared.ok(),
+        configuration: None,
+        containers: BTreeMap::new(),
+        launches: Vec::new(),
+        execs: Vec::new(),
+        exits: VecDeque::new(),
+        next_event_id: 1,
+        outlets: Vec::new(),
+    };
+    loop {
+        if agent.turn().is_err() {
+            process::exit_now(1);
+        }
+    }
+}
+
+fn prepare() -> Result<OwnedFd, Refusal> {
+    stage::enter_skeleton()?;
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    rustix::fs::open("/proc/self/ns/pid", flags, Mode::empty()).at("open the pod's pid namespace")
+}
+
+impl Agent {
+    /// Becomes the pod. The daemon has written the identity maps.
+    pub(crate) fn configure(&mut self, configuration: PodConfiguration) -> Result<(), Refusal> {
+        if let Some(fault) = &self.fault {
+            return Err(fault.clone());
+        }
+        if self.configuration.is_some() {
+            return Err(Refusal::NotNow { why: "the pod is configured already".into() });
+        }
+        if configuration.drop_to_mapped_root {
+            privileges::become_identity(&Identity::default())?;
+        }
+        rustix::system::sethostname(configuration.hostname.as_bytes()).at("set the hostname")?;
+        for (name, value) in &configuration.sysctls {
+            set_sysctl(name, value)?;
+        }
+        self.configuration = Some(configuration);
+        Ok(())
+    }
+
+    /// What a new daemon is told.
+    pub(crate) fn state(&self) -> AgentState {
+        let running = self.containers.values().filter(|container| container.ended.is_none());
+        let describe = |container: &Container| RunningContainer {
+            name: container.name.clone(),
+            started_at: container.started_at,
+            tty: container.tty,
+            stdin: container.stdin,
+        };
+        AgentState {
+            configured: self.configuration.is_some(),
+            running: running.map(describe).collect(),
+            exits: self.exits.iter().cloned().collect(),
+        }
+    }
+}
+
+fn set_sysctl(name: &str, value: &str) -> Result<(), Refusal> {
+    let plain = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-/".contains(&byte));
+    let allowed = SYSCTLS.contains(&name) || SYSCTL_PREFIXES.iter().any(|prefix| name.starts_with(prefix));
+    if !plain || !allowed || name.contains("..") {
+        return Err(Refusal::Failed {
+            stage: format!("set sysctl {name}, which is not the pod's own"),
+            errno: libc::EPERM,
+        });
+    }
+    let path = format!("/proc/sys/{}", name.replace('.', "/"));
+    std::fs::write(path, value).at(&format!("set sysctl {name}"))
+}
+
+/// The wall clock.
+pub(crate) fn now() -> Instant {
+    let time = clock_gettime(ClockId::Realtime);
+    Instant { seconds: time.tv_sec, nanoseconds: u32::try_from(time.tv_nsec).unwrap_or_default() }
+}

@@ -1,0 +1,261 @@
+//! What the agent does on request.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::pipe::{PipeFlags, pipe_with};
+use sampan_sys::process::signal_by_pidfd;
+use sampan_wire::agent::{ContainerStart, ExecStart, ExecStreams, FromDaemon, MountSource, Refusal, Reply, Request};
+
+use crate::container::Container;
+use crate::copy;
+use crate::fault::AtStage;
+use crate::launch::{Child, ChildStreams, Launch, Placement, Purpose, become_program, make_child, set_size};
+use crate::limits::{CONTAINERS_MAX, EXECS_MAX};
+use crate::link::{Descriptors, LinkError, Outgoing};
+use crate::pod::{Agent, now};
+use crate::rootfs::{Source, Tree, Volume};
+use crate::streams::{Streams, StreamsSpec, make_nonblocking};
+
+/// The other ends of a container's pipes: the agent's and the child's.
+type PipeEnds = ([Option<OwnedFd>; 3], [Option<OwnedFd>; 3]);
+
+impl Agent {
+    /// Does what is asked and replies, now or when the outcome is known. An error ends the connection.
+    pub(crate) fn handle(&mut self, message: FromDaemon, mut descriptors: Descriptors) -> Result<(), LinkError> {
+        let id = message.request_id;
+        let outcome = match message.request {
+            Request::Hello => Ok(Some(Reply::Hello(self.state()))),
+            Request::Configure(configuration) => self.configure(configuration).map(|()| Some(Reply::Done)),
+            Request::StartContainer(start) => {
+                let parts = ContainerParts::take(&start, &mut descriptors)?;
+                self.start_container(id, *start, parts).map(|()| None)
+            }
+            Request::Exec(start) => {
+                let cgroups = start.cgroups.iter().map(|slot| descriptors.take(*slot)).collect::<Result<_, _>>()?;
+                let streams = match &start.streams {
+                    ExecStreams::Terminal { columns, rows } => {
+                        ChildStreams::Terminal { columns: *columns, rows: *rows }
+                    }
+                    ExecStreams::Pipes { stdin, stdout, stderr } => {
+                        let [a, b, c] = [stdin, stdout, stderr].map(|slot| slot.map(|slot| descriptors.take(slot)));
+                        ChildStreams::Pipes([a.transpose()?, b.transpose()?, c.transpose()?])
+                    }
+                };
+                self.exec(id, *start, cgroups, streams).map(|()| None)
+            }
+            Request::Attach { container, stdin, stdout, stderr } => {
+                let [a, b, c] = [stdin, stdout, stderr].map(|slot| slot.map(|slot| descriptors.take(slot)));
+                let pipes = [a.transpose()?, b.transpose()?, c.transpose()?];
+                self.attach(&container, pipes).map(|()| Some(Reply::Done))
+            }
+            Request::Resize { container, columns, rows } => {
+                self.resize(&container, columns, rows).map(|()| Some(Reply::Done))
+            }
+            Request::Signal { container, signal } => self.signal(&container, signal).map(|()| Some(Reply::Done)),
+            Request::KillAll => {
+                // From PID 1, -1 is everybody else in the pod; that there is nobody is no failure.
+                drop(sampan_sys::process::signal_by_pid(-1, libc::SIGKILL));
+                Ok(Some(Reply::Done))
+            }
+            Request::CopyOut { container, path, archive } => {
+                let archive = descriptors.take(archive)?;
+                self.transfer(id, &container, |report| copy::send(&path, &archive, report)).map(|()| None)
+            }
+            Request::CopyIn { container, directory, archive } => {
+                let archive = descriptors.take(archive)?;
+                self.transfer(id, &container, |_| copy::receive(&directory, &archive)).map(|()| None)
+            }
+            Request::ReopenLog { container, log } => {
+                let log = descriptors.take(log)?;
+                self.running(&container).map(|container| {
+                    container.streams.reopen_log(log);
+                    Some(Reply::Done)
+                })
+            }
+            Request::Acknowledge { event_id } => {
+                self.exits.retain(|exit| exit.event_id != event_id);
+                Ok(Some(Reply::Done))
+            }
+        };
+        match outcome {
+            Ok(None) => {}
+            Ok(Some(reply)) => self.reply(id, reply, Outgoing::default()),
+            Err(refusal) => self.reply(id, Reply::Refused(refusal), Outgoing::default()),
+        }
+        Ok(())
+    }
+
+    fn running(&mut self, container: &str) -> Result<&mut Container, Refusal> {
+        let found = self.containers.get_mut(container).filter(|one| one.ended.is_none());
+        found.ok_or_else(|| Refusal::NoSuchContainer { container: container.to_owned() })
+    }
+
+    fn start_container(&mut self, id: u64, start: ContainerStart, parts: ContainerParts) -> Result<(), Refusal> {
+        let Some(configuration) = &self.configuration else {
+            return Err(Refusal::NotNow { why: "the pod is not configured yet".into() });
+        };
+        let own_pid_namespace = !configuration.share_process_namespace;
+        let starting = |launch: &Launch| matches!(&launch.purpose, Purpose::Container(one) if one.name == start.name);
+        if self.containers.contains_key(&start.name) || self.launches.iter().any(starting) {
+            return Err(Refusal::NameTaken { container: start.name });
+        }
+        if self.containers.len().saturating_add(self.launches.len()) >= CONTAINERS_MAX {
+            return Err(Refusal::NotNow { why: format!("the pod has {CONTAINERS_MAX} containers already") });
+        }
+        let ContainerParts { tree, cgroups, log } = parts;
+        let (agents_ends, streams) = if start.tty {
+            ([None, None, None], ChildStreams::Terminal { columns: 0, rows: 0 })
+        } else {
+            let (agents, childs) = make_pipes(start.stdin).at("make pipes")?;
+            (agents, ChildStreams::Pipes(childs))
+        };
+        let placement = Placement::New { tree: &tree, own_pid_namespace };
+        let Child { pid, pidfd, report } =
+            make_child(&placement, |report| become_program(&placement, &start.process, &cgroups, &streams, report))?;
+        let spec = StreamsSpec { tty: start.tty, stdin: start.stdin, stdin_once: start.stdin_once };
+        let container = Container {
+            name: start.name,
+            pid,
+            pidfd,
+            started_at: now(),
+            process: start.process,
+            tty: start.tty,
+            stdin: start.stdin,
+            streams: Streams::new(spec, log, agents_ends),
+            ended: None,
+        };
+        let purpose = Purpose::Container(Box::new(container));
+        self.launches.push(Launch { request_id: id, pid, report, purpose, failure: None, exited: None });
+        Ok(())
+    }
+
+    fn exec(&mut self, id: u64, start: ExecStart, cgroups: Vec<OwnedFd>, streams: ChildStreams) -> Result<(), Refusal> {
+        self.room_for_exec()?;
+        let container = self.running(&start.container)?;
+        let mut process = container.process.clone();
+        process.command = start.command;
+        let name_of = |entry: &str| entry.split('=').next().unwrap_or_default().to_owned();
+        for entry in start.environment {
+            process.environment.retain(|existing| name_of(existing) != name_of(&entry));
+            process.environment.push(entry);
+        }
+        if let Some(directory) = start.working_directory {
+            process.working_directory = directory;
+        }
+        if let Some(user) = start.user {
+            process.user = user;
+        }
+        let init = rustix::io::fcntl_dupfd_cloexec(&container.pidfd, 3).at("duplicate a pidfd")?;
+        let child = self.make_child_beside(&init, |placement, report| {
+            become_program(placement, &process, &cgroups, &streams, report)
+        })?;
+        let purpose = Purpose::Exec { exec_id: start.exec_id, terminal: None };
+        let Child { pid, report, .. } = child;
+        self.launches.push(Launch { request_id: id, pid, report, purpose, failure: None, exited: None });
+        Ok(())
+    }
+
+    fn transfer(
+        &mut self,
+        id: u64,
+        container: &str,
+        body: impl FnOnce(&OwnedFd) -> Result<std::convert::Infallible, Refusal>,
+    ) -> Result<(), Refusal> {
+        self.room_for_exec()?;
+        let pidfd = &self.running(container)?.pidfd;
+        let init = rustix::io::fcntl_dupfd_cloexec(pidfd, 3).at("duplicate a pidfd")?;
+        let child = self.make_child_beside(&init, |_, report| {
+            copy::enter(&init)?;
+            body(report)
+        })?;
+        let purpose = Purpose::Transfer { answered: false };
+        let Child { pid, report, .. } = child;
+        self.launches.push(Launch { request_id: id, pid, report, purpose, failure: None, exited: None });
+        Ok(())
+    }
+
+    fn make_child_beside(
+        &self,
+        init: &OwnedFd,
+        body: impl FnOnce(&Placement<'_>, &OwnedFd) -> Result<std::convert::Infallible, Refusal>,
+    ) -> Result<Child, Refusal> {
+        let Some(own) = &self.own_pid_namespace else {
+            return Err(Refusal::NotNow { why: "the pod is not configured yet".into() });
+        };
+        let placement = Placement::Beside { init: init.as_fd(), agent_pid_namespace: own.as_fd() };
+        make_child(&placement, |report| body(&placement, report))
+    }
+
+    fn room_for_exec(&self) -> Result<(), Refusal> {
+        if self.execs.len().saturating_add(self.launches.len()) < EXECS_MAX {
+            return Ok(());
+        }
+        Err(Refusal::NotNow { why: format!("{EXECS_MAX} execs run in the pod already") })
+    }
+
+    fn attach(&mut self, container: &str, pipes: [Option<OwnedFd>; 3]) -> Result<(), Refusal> {
+        for pipe in pipes.iter().flatten() {
+            make_nonblocking(pipe).at("attach")?;
+        }
+        if self.running(container)?.streams.attach(pipes) {
+            return Ok(());
+        }
+        Err(Refusal::NotNow { why: "too many clients are attached already".into() })
+    }
+
+    fn resize(&mut self, container: &str, columns: u16, rows: u16) -> Result<(), Refusal> {
+        match self.running(container)?.streams.terminal() {
+            Some(terminal) => set_size(terminal, columns, rows).at("resize the terminal"),
+            None => Err(Refusal::NotNow { why: "the container has no terminal".into() }),
+        }
+    }
+
+    fn signal(&mut self, container: &str, signal: i32) -> Result<(), Refusal> {
+        signal_by_pidfd(self.running(container)?.pidfd.as_fd(), signal).at("signal the container")
+    }
+}
+
+/// A container's descriptors, taken out of the request.
+struct ContainerParts {
+    tree: Tree,
+    cgroups: Vec<OwnedFd>,
+    log: OwnedFd,
+}
+
+impl ContainerParts {
+    fn take(start: &ContainerStart, descriptors: &mut Descriptors) -> Result<Self, LinkError> {
+        let mut volumes = Vec::with_capacity(start.mounts.len());
+        for mount in &start.mounts {
+            let source = match &mount.source {
+                MountSource::Detached(slot) => Source::Detached(descriptors.take(*slot)?),
+                MountSource::Tmpfs { size_bytes, mode } => Source::Tmpfs { size_bytes: *size_bytes, mode: *mode },
+            };
+            volumes.push(Volume { source, destination: mount.destination.clone(), read_only: mount.read_only });
+        }
+        let tree = Tree {
+            root: descriptors.take(start.root)?,
+            devices: descriptors.take(start.devices)?,
+            volumes,
+            read_only: start.read_only_root,
+            privileged: start.privileged,
+        };
+        let cgroups = start.cgroups.iter().map(|slot| descriptors.take(*slot)).collect::<Result<_, _>>()?;
+        Ok(Self { tree, cgroups, log: descriptors.take(start.log)? })
+    }
+}
+
+/// Pipes for a container without a terminal; only the agent's ends are nonblocking.
+fn make_pipes(with_stdin: bool) -> rustix::io::Result<PipeEnds> {
+    let (stdout, childs_stdout) = pipe_with(PipeFlags::CLOEXEC)?;
+    let (stderr, childs_stderr) = pipe_with(PipeFlags::CLOEXEC)?;
+    let (childs_stdin, stdin) = if with_stdin {
+        let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
+        (Some(read), Some(write))
+    } else {
+        (None, None)
+    };
+    for descriptor in stdin.iter().chain([&stdout, &stderr]) {
+        make_nonblocking(descriptor)?;
+    }
+    Ok(([stdin, Some(stdout), Some(stderr)], [childs_stdin, Some(childs_stdout), Some(childs_stderr)]))
+}

@@ -1,0 +1,246 @@
+//! A container's tree of mounts, put together by its own child from descriptors.
+//!
+//! Every destination is resolved inside the container's root (`openat2(2)`, `RESOLVE_IN_ROOT`): an image's symbolic links
+//! lead nowhere else, and what is missing is created without following them out. Everything happens in the child's own
+//! mount namespace, so that nothing has to be undone when it fails.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, mkdirat, openat, openat2};
+use rustix::io::Errno;
+use rustix::mount::MountAttrFlags;
+use sampan_sys::mount::{FsContext, MountChange, attach, clone_tree, set_attributes};
+use sampan_wire::agent::Refusal;
+
+use crate::fault::AtStage;
+use crate::limits::SHARED_MEMORY_BYTES;
+use crate::stage::{self, CONTAINER_ROOT, inert};
+
+/// What a container must not see (containerd's and docker's default list).
+const MASKED_PATHS: [&str; 12] = [
+    "proc/acpi",
+    "proc/asound",
+    "proc/interrupts",
+    "proc/kcore",
+    "proc/keys",
+    "proc/latency_stats",
+    "proc/timer_list",
+    "proc/timer_stats",
+    "proc/sched_debug",
+    "proc/scsi",
+    "sys/firmware",
+    "sys/devices/virtual/powercap",
+];
+
+/// What a container must not change.
+const READ_ONLY_PATHS: [&str; 5] = ["proc/bus", "proc/fs", "proc/irq", "proc/sys", "proc/sysrq-trigger"];
+
+/// Where a mount's content comes from, its descriptors in hand.
+#[derive(Debug)]
+pub(crate) enum Source {
+    Detached(OwnedFd),
+    Tmpfs { size_bytes: Option<u64>, mode: u32 },
+}
+
+/// One mount that the pod's specification asks for.
+#[derive(Debug)]
+pub(crate) struct Volume {
+    pub(crate) source: Source,
+    pub(crate) destination: String,
+    pub(crate) read_only: bool,
+}
+
+/// Everything that makes a container's tree.
+#[derive(Debug)]
+pub(crate) struct Tree {
+    pub(crate) root: OwnedFd,
+    pub(crate) devices: OwnedFd,
+    pub(crate) volumes: Vec<Volume>,
+    pub(crate) read_only: bool,
+    pub(crate) privileged: bool,
+}
+
+/// A terminal made inside the container's own devpts.
+#[derive(Debug)]
+pub(crate) struct Terminal {
+    pub(crate) master: OwnedFd,
+    pub(crate) user_end: OwnedFd,
+}
+
+impl Tree {
+    /// Attaches everything; the result is the terminal where one is wanted. [`Tree::enter`] comes next.
+    pub(crate) fn assemble(&self, with_terminal: bool) -> Result<Option<Terminal>, Refusal> {
+        attach(self.root.as_fd(), CWD, CONTAINER_ROOT).at("attach the root")?;
+        self.mount_kernel_filesystems()?;
+        let terminal = if with_terminal { Some(self.make_terminal()?) } else { None };
+        for volume in &self.volumes {
+            self.mount_volume(volume)?;
+        }
+        if !self.privileged {
+            self.mask()?;
+        }
+        if self.read_only {
+            let change = MountChange { set: MountAttrFlags::MOUNT_ATTR_RDONLY, ..MountChange::default() };
+            set_attributes(self.root.as_fd(), change).at("make the root read-only")?;
+        }
+        Ok(terminal)
+    }
+
+    /// Makes the tree the root of this process, for good.
+    pub(crate) fn enter(&self) -> Result<(), Refusal> {
+        stage::enter(&self.root).at("enter the root")
+    }
+
+    fn mount_kernel_filesystems(&self) -> Result<(), Refusal> {
+        let proc = FsContext::open("proc").and_then(|context| context.mount(inert())).at("mount /proc")?;
+        self.place(proc.as_fd(), "proc", true)?;
+
+        let sys = clone_tree(CWD, "/sys", false).at("copy /sys")?;
+        if !self.privileged {
+            let change = MountChange { set: MountAttrFlags::MOUNT_ATTR_RDONLY | inert(), ..MountChange::default() };
+            set_attributes(sys.as_fd(), change).at("make /sys read-only")?;
+        }
+        self.place(sys.as_fd(), "sys", true)?;
+
+        self.place(self.devices.as_fd(), "dev", true)?;
+        let quiet = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+        let terminals = [("newinstance", ""), ("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")];
+        let shared = [("mode", "1777".to_owned()), ("size", SHARED_MEMORY_BYTES.to_string())];
+        let shared = shared.each_ref().map(|(key, value)| (*key, value.as_str()));
+        self.mount_new("devpts", &terminals, quiet, "dev/pts")?;
+        self.mount_new("tmpfs", &shared, inert(), "dev/shm")?;
+        self.mount_new("mqueue", &[], inert(), "dev/mqueue")
+    }
+
+    fn mount_new(
+        &self,
+        filesystem: &str,
+        options: &[(&str, &str)],
+        attributes: MountAttrFlags,
+        destination: &str,
+    ) -> Result<(), Refusal> {
+        let mount = new_mount(filesystem, options, attributes).at(&format!("mount /{destination}"))?;
+        self.place(mount.as_fd(), destination, true)
+    }
+
+    fn mount_volume(&self, volume: &Volume) -> Result<(), Refusal> {
+        let destination = volume.destination.trim_start_matches('/');
+        let (mount, directory) = match &volume.source {
+            Source::Detached(mount) => {
+                let stat = fstat(mount).at("look at a mount")?;
+                let directory = FileType::from_raw_mode(stat.st_mode).is_dir();
+                (rustix::io::fcntl_dupfd_cloexec(mount, 3).at("duplicate a mount")?, directory)
+            }
+            Source::Tmpfs { size_bytes, mode } => {
+                let mode = format!("{mode:o}");
+                let size = size_bytes.map(|bytes| bytes.to_string());
+                let mut options = vec![("mode", mode.as_str())];
+                options.extend(size.as_deref().map(|size| ("size", size)));
+                let quiet = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+                (new_mount("tmpfs", &options, quiet).at("make a tmpfs")?, true)
+            }
+        };
+        if volume.read_only {
+            let set = MountAttrFlags::MOUNT_ATTR_RDONLY;
+            let change = MountChange { set, recursive: true, ..MountChange::default() };
+            set_attributes(mount.as_fd(), change).at("make a mount read-only")?;
+        }
+        self.place(mount.as_fd(), destination, directory)
+    }
+
+    /// Attaches a mount inside the root, creating the place when it is missing.
+    fn place(&self, mount: BorrowedFd<'_>, destination: &str, directory: bool) -> Result<(), Refusal> {
+        let stage = || format!("mount on /{destination}");
+        let place = ensure(self.root.as_fd(), destination, directory).at(&stage())?;
+        attach(mount, place.as_fd(), "").at(&stage())
+    }
+
+    /// Hides what gives away or changes too much. What is not there needs no hiding.
+    fn mask(&self) -> Result<(), Refusal> {
+        for path in MASKED_PATHS {
+            let Some(place) = find(self.root.as_fd(), path).at("find a path to mask")? else { continue };
+            let stat = fstat(&place).at("look at a path to mask")?;
+            let mask = if FileType::from_raw_mode(stat.st_mode).is_dir() {
+                let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY | inert();
+                new_mount("tmpfs", &[("size", "0"), ("nr_inodes", "2")], attributes).at("make a mask")?
+            } else {
+                clone_tree(self.devices.as_fd(), "null", false).at("make a mask")?
+            };
+            attach(mask.as_fd(), place.as_fd(), "").at("mask a path")?;
+        }
+        for path in READ_ONLY_PATHS {
+            let Some(place) = find(self.root.as_fd(), path).at("find a path to protect")? else { continue };
+            let copy = clone_tree(place.as_fd(), "", true).at("protect a path")?;
+            let set = MountAttrFlags::MOUNT_ATTR_RDONLY | inert();
+            set_attributes(copy.as_fd(), MountChange { set, recursive: true, ..MountChange::default() })
+                .at("protect a path")?;
+            attach(copy.as_fd(), place.as_fd(), "").at("protect a path")?;
+        }
+        Ok(())
+    }
+
+    fn make_terminal(&self) -> Result<Terminal, Refusal> {
+        let terminal = open_terminal(self.devices.as_fd(), "pts/ptmx")?;
+        let name = rustix::pty::ptsname(&terminal.master, Vec::new()).at("name the terminal")?;
+        let name = name.to_str().unwrap_or_default().trim_start_matches("/dev/");
+        let console = clone_tree(self.devices.as_fd(), name, false).at("copy the terminal")?;
+        self.place(console.as_fd(), "dev/console", false)?;
+        Ok(terminal)
+    }
+}
+
+/// Opens a new terminal through a devpts' own `ptmx`.
+pub(crate) fn open_terminal(dir: BorrowedFd<'_>, ptmx: &str) -> Result<Terminal, Refusal> {
+    use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, unlockpt};
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let master = openat(dir, ptmx, flags, Mode::empty()).at("open a terminal")?;
+    unlockpt(&master).at("unlock the terminal")?;
+    let peer = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    let user_end = ioctl_tiocgptpeer(&master, peer).at("open the terminal's other end")?;
+    Ok(Terminal { master, user_end })
+}
+
+fn new_mount(filesystem: &str, options: &[(&str, &str)], attributes: MountAttrFlags) -> std::io::Result<OwnedFd> {
+    let context = FsContext::open(filesystem)?;
+    for (key, value) in options {
+        if value.is_empty() { context.set_flag(key)? } else { context.set_string(key, value)? }
+    }
+    context.mount(attributes)
+}
+
+const INSIDE: ResolveFlags = ResolveFlags::IN_ROOT.union(ResolveFlags::NO_MAGICLINKS);
+
+/// Opens a path inside `root` as a place; `None` when it is not there.
+fn find(root: BorrowedFd<'_>, path: &str) -> rustix::io::Result<Option<OwnedFd>> {
+    match openat2(root, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), INSIDE) {
+        Ok(place) => Ok(Some(place)),
+        Err(Errno::NOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Opens a path inside `root`, creating directories on the way and a directory or an empty file at the end.
+pub(crate) fn ensure(root: BorrowedFd<'_>, path: &str, directory: bool) -> rustix::io::Result<OwnedFd> {
+    if let Some(place) = find(root, path)? {
+        return Ok(place);
+    }
+    let mut so_far = String::new();
+    let mut parent = openat2(root, ".", OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), INSIDE)?;
+    let mut components = path.split('/').filter(|component| !component.is_empty()).peekable();
+    while let Some(component) = components.next() {
+        so_far.push('/');
+        so_far.push_str(component);
+        if let Some(place) = find(root, &so_far)? {
+            parent = place;
+            continue;
+        }
+        if components.peek().is_some() || directory {
+            mkdirat(&parent, component, Mode::from_raw_mode(0o755))?;
+        } else {
+            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            openat(&parent, component, flags, Mode::from_raw_mode(0o644))?;
+        }
+        parent = find(root, &so_far)?.ok_or(Errno::NOENT)?;
+    }
+    Ok(parent)
+}

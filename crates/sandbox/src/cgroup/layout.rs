@@ -1,0 +1,125 @@
+//! Which hierarchies this machine has and what they carry.
+//!
+//! A controller sits in exactly one hierarchy. On a hybrid machine most sit in v1 hierarchies beside a v2 one that carries few
+//! or none; a v2 hierarchy counts here only when it carries something we use.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// What is limited or counted. `freezer` and `cpuset` are left alone.
+const CONTROLLERS: [&str; 5] = ["cpu", "cpuacct", "memory", "devices", "pids"];
+
+/// One mounted hierarchy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Hierarchy {
+    pub(crate) root: PathBuf,
+    /// cgroup v2.
+    pub(crate) unified: bool,
+    controllers: Vec<String>,
+}
+
+impl Hierarchy {
+    /// Whether a controller sits here. On v2, `cpu` counts too what `cpuacct` counts on v1.
+    pub(crate) fn has(&self, controller: &str) -> bool {
+        let controller = if self.unified && controller == "cpuacct" { "cpu" } else { controller };
+        self.controllers.iter().any(|ours| ours == controller)
+    }
+
+    /// On v2, hands the controllers from a group down to those inside it; v1 has no such step.
+    pub(crate) fn hand_down(&self, group: &Path) -> io::Result<()> {
+        if !self.unified {
+            return Ok(());
+        }
+        let file = group.join("cgroup.subtree_control");
+        let handed = std::fs::read_to_string(&file)?;
+        let missing = self.controllers.iter().filter(|one| !handed.split_whitespace().any(|have| have == *one));
+        let request: Vec<String> = missing.map(|controller| format!("+{controller}")).collect();
+        if request.is_empty() { Ok(()) } else { std::fs::write(file, request.join(" ")) }
+    }
+}
+
+/// Finds the hierarchies of this machine.
+pub(crate) fn detect() -> io::Result<Arc<[Hierarchy]>> {
+    let mountinfo = std::fs::read_to_string("/proc/self/mountinfo")?;
+    let found = parse(&mountinfo, |root| std::fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default());
+    Ok(found.into())
+}
+
+/// Reads `/proc/self/mountinfo` (proc_pid_mountinfo(5)); `controllers_of` tells what a v2 hierarchy carries.
+fn parse(mountinfo: &str, controllers_of: impl Fn(&Path) -> String) -> Vec<Hierarchy> {
+    let mut found: Vec<Hierarchy> = Vec::new();
+    for line in mountinfo.lines() {
+        let Some((mount, filesystem)) = line.split_once(" - ") else { continue };
+        let Some(point) = mount.split(' ').nth(4) else { continue };
+        let mut fields = filesystem.split(' ');
+        let (kind, options) = (fields.next().unwrap_or_default(), fields.nth(1).unwrap_or_default());
+        let root = PathBuf::from(point);
+        let (unified, carried) = match kind {
+            "cgroup" => (false, options.replace(',', " ")),
+            "cgroup2" => (true, controllers_of(&root)),
+            _ => continue,
+        };
+        let ours = |controller: &&str| CONTROLLERS.contains(controller);
+        let new = |controller: &&str| !found.iter().any(|known| known.controllers.iter().any(|one| one == controller));
+        let controllers: Vec<String> = carried.split_whitespace().filter(ours).filter(new).map(str::to_owned).collect();
+        if !controllers.is_empty() {
+            found.push(Hierarchy { root, unified, controllers });
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(mountinfo: &str, unified_controllers: &str, expected: &[(&str, bool, &[&str])]) {
+        let found = parse(mountinfo, |_| unified_controllers.to_owned());
+        let expected: Vec<Hierarchy> = expected
+            .iter()
+            .map(|(root, unified, controllers)| Hierarchy {
+                root: PathBuf::from(root),
+                unified: *unified,
+                controllers: controllers.iter().map(|one| (*one).to_owned()).collect(),
+            })
+            .collect();
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn version_2_alone() {
+        let mountinfo = "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n";
+        let expected: &[(&str, bool, &[&str])] = &[("/sys/fs/cgroup", true, &["cpu", "memory", "pids"])];
+        check(mountinfo, "cpuset cpu io memory hugetlb pids\n", expected);
+    }
+
+    #[test]
+    fn hybrid_with_an_empty_version_2() {
+        let mountinfo = "\
+31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw,mode=755
+32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw,relatime - cgroup cgroup rw,cpu,cpuacct
+35 31 0:32 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory
+37 31 0:34 / /sys/fs/cgroup/freezer rw,relatime - cgroup cgroup rw,freezer
+40 31 0:37 / /sys/fs/cgroup/systemd rw,relatime - cgroup cgroup rw,name=systemd
+41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw
+50 31 0:32 / /mnt/memory-again rw,relatime - cgroup cgroup rw,memory
+";
+        let expected: &[(&str, bool, &[&str])] = &[
+            ("/sys/fs/cgroup/cpu,cpuacct", false, &["cpu", "cpuacct"]),
+            ("/sys/fs/cgroup/memory", false, &["memory"]),
+        ];
+        check(mountinfo, "", expected);
+    }
+
+    #[test]
+    fn hybrid_with_a_partly_used_version_2() {
+        let mountinfo = "\
+35 31 0:32 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory
+41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw
+";
+        let expected: &[(&str, bool, &[&str])] =
+            &[("/sys/fs/cgroup/memory", false, &["memory"]), ("/sys/fs/cgroup/unified", true, &["cpu", "pids"])];
+        check(mountinfo, "cpu pids hugetlb", expected);
+    }
+}

@@ -1,0 +1,258 @@
+//! A node for the scenarios: run directory, zygote, root file systems, and the search for what is left behind.
+
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use sampan_sandbox::{
+    Capabilities, ContainerSpec, ProcessSandbox, ProcessSandboxes, Resources, SandboxConfig, SandboxEvent, SandboxId,
+    SandboxSpec, Seccomp, User, UserNamespace,
+};
+use tokio::sync::mpsc;
+
+/// The argument that turns this program into a zygote.
+pub(crate) const ZYGOTE: &str = "--zygote";
+
+const BUSYBOX: &str = "/bin/busybox";
+
+/// How long any scenario waits for anything.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+pub(crate) fn missing() -> Option<&'static str> {
+    if !rustix::process::geteuid().is_root() {
+        return Some("root");
+    }
+    (!Path::new(BUSYBOX).exists()).then_some("/bin/busybox (apt-get install busybox-static)")
+}
+
+pub(crate) fn be_zygote(path: &Path) -> ExitCode {
+    let listener = sampan_sys::socket::listen(path, sampan_sys::socket::Kind::Packet);
+    let Err(error) = listener.and_then(sampan_sandbox::serve_zygote);
+    eprintln!("the zygote fails: {error}");
+    ExitCode::FAILURE
+}
+
+pub(crate) struct Host {
+    pub(crate) run_dir: tempfile::TempDir,
+    pub(crate) sandboxes: ProcessSandboxes,
+    pub(crate) instance: String,
+    zygote: Child,
+    next_range: AtomicU32,
+}
+
+fn spawn_zygote(run_dir: &Path) -> Result<Child> {
+    let socket = run_dir.join("zygote.sock");
+    std::fs::remove_file(&socket).ok();
+    let program = std::env::current_exe()?;
+    Ok(Command::new(program).arg(ZYGOTE).arg(socket).stdin(Stdio::null()).spawn()?)
+}
+
+impl Host {
+    pub(crate) async fn start() -> Result<Self> {
+        let run_dir = tempfile::Builder::new().prefix("sampan-sandbox-").tempdir()?;
+        let zygote = spawn_zygote(run_dir.path())?;
+        let instance = format!("sampan-test-{}", std::process::id());
+        let config = SandboxConfig { run_dir: run_dir.path().to_owned(), instance: instance.clone() };
+        let sandboxes = ProcessSandboxes::open(config).await?;
+        Ok(Self { run_dir, sandboxes, instance, zygote, next_range: AtomicU32::new(0) })
+    }
+
+    /// The same node as a daemon sees it that has just been started.
+    pub(crate) async fn next_daemon(&self) -> Result<ProcessSandboxes> {
+        let config = SandboxConfig { run_dir: self.run_dir.path().to_owned(), instance: self.instance.clone() };
+        Ok(ProcessSandboxes::open(config).await?)
+    }
+
+    pub(crate) fn restart_zygote(&mut self) -> Result<()> {
+        self.zygote.kill()?;
+        self.zygote.wait()?;
+        self.zygote = spawn_zygote(self.run_dir.path())?;
+        Ok(())
+    }
+
+    pub(crate) fn spec(&self) -> Result<SandboxSpec> {
+        let range = self.next_range.fetch_add(1, Ordering::Relaxed);
+        Ok(SandboxSpec {
+            id: SandboxId::random()?,
+            hostname: "testpod".into(),
+            user_namespace: UserNamespace::Own { first_id: 2_000_000_000 + range * 65_536, length: 65_536 },
+            resources: Resources::default(),
+            sysctls: Vec::new(),
+            share_process_namespace: false,
+        })
+    }
+
+    pub(crate) async fn pod(&self) -> Result<Pod> {
+        self.pod_of(self.spec()?).await
+    }
+
+    pub(crate) async fn pod_of(&self, spec: SandboxSpec) -> Result<Pod> {
+        let sandbox = self.sandboxes.create(spec).await.map_err(chain)?;
+        Ok(Pod::new(sandbox))
+    }
+
+    /// Ends the node and looks for what it has left.
+    pub(crate) async fn finish(mut self) -> Result<()> {
+        self.sandboxes.close().await.map_err(chain)?;
+        self.zygote.kill()?;
+        self.zygote.wait()?;
+        let sandboxes = self.run_dir.path().join("sandboxes");
+        ensure!(!sandboxes.exists(), "left behind: {}", sandboxes.display());
+        for mount in std::fs::read_to_string("/proc/self/mountinfo")?.lines() {
+            ensure!(!mount.contains(&*self.run_dir.path().to_string_lossy()), "left behind: mount {mount}");
+            let Some((before, "cgroup" | "cgroup2")) =
+                mount.split_once(" - ").map(|(before, after)| (before, after.split(' ').next().unwrap_or_default()))
+            else {
+                continue;
+            };
+            let group = Path::new(before.split(' ').nth(4).unwrap_or_default()).join(&self.instance);
+            ensure!(!group.exists(), "left behind: cgroup {}", group.display());
+        }
+        for entry in std::fs::read_dir("/proc")? {
+            let comm = entry?.path().join("comm");
+            let name = std::fs::read_to_string(comm).unwrap_or_default();
+            ensure!(!name.starts_with("pod-"), "left behind: process {name}");
+        }
+        Ok(())
+    }
+}
+
+pub(crate) fn chain<E: std::error::Error + 'static>(error: E) -> anyhow::Error {
+    anyhow::anyhow!("{}", sampan_kit::error_chain::ErrorChain(&error))
+}
+
+/// A sandbox under test and what it tells.
+pub(crate) struct Pod {
+    pub(crate) sandbox: Arc<ProcessSandbox>,
+    pub(crate) events: mpsc::Receiver<SandboxEvent>,
+    logs: tempfile::TempDir,
+}
+
+/// How a container ended.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Exit {
+    pub(crate) event_id: u64,
+    pub(crate) container: String,
+    pub(crate) code: i32,
+    pub(crate) signal: Option<i32>,
+    pub(crate) oom_killed: bool,
+}
+
+impl Pod {
+    pub(crate) fn new(sandbox: Arc<ProcessSandbox>) -> Self {
+        let events = sandbox.events();
+        Self { sandbox, events, logs: tempfile::tempdir().expect("a directory for logs") }
+    }
+
+    pub(crate) fn log_path(&self, container: &str) -> PathBuf {
+        self.logs.path().join(format!("{container}.log"))
+    }
+
+    /// A container that runs a shell script on a fresh root.
+    pub(crate) fn shell(&self, name: &str, script: &str) -> Result<ContainerSpec> {
+        self.container(name, &["/bin/sh", "-c", script])
+    }
+
+    pub(crate) fn container(&self, name: &str, command: &[&str]) -> Result<ContainerSpec> {
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log_path(name))?;
+        Ok(ContainerSpec {
+            name: name.into(),
+            root: make_root(self.sandbox.root_id())?,
+            mounts: Vec::new(),
+            command: command.iter().map(|word| (*word).to_owned()).collect(),
+            env: vec![("PATH".into(), "/bin".into()), ("GREETING".into(), "hello".into())],
+            working_dir: "/".into(),
+            user: User::Ids { uid: 0, gid: 0, groups: Vec::new() },
+            supplemental_groups: Vec::new(),
+            tty: false,
+            stdin: false,
+            stdin_once: false,
+            log: OwnedFd::from(log),
+            capabilities: Capabilities::runtime_default(),
+            no_new_privileges: false,
+            read_only_root: false,
+            privileged: false,
+            seccomp: Seccomp::RuntimeDefault,
+            resources: Resources::default(),
+            rlimits: Vec::new(),
+        })
+    }
+
+    pub(crate) async fn start(&self, spec: ContainerSpec) -> Result<sampan_sandbox::Started> {
+        self.sandbox.start_container(spec).await.map_err(chain)
+    }
+
+    pub(crate) async fn exit(&mut self) -> Result<Exit> {
+        let event = tokio::time::timeout(PATIENCE, self.events.recv()).await.context("no event")?;
+        match event.context("the events have ended")? {
+            SandboxEvent::ContainerExited { event_id, container, code, signal, oom_killed, .. } => {
+                Ok(Exit { event_id, container, code, signal, oom_killed })
+            }
+            SandboxEvent::AgentLost { reason } => bail!("the agent is lost: {reason}"),
+        }
+    }
+
+    /// Runs a script to its end: exit code and what it said, without the log's time stamps.
+    pub(crate) async fn run(&mut self, script: &str) -> Result<(i32, String)> {
+        let spec = self.shell("main", script)?;
+        self.run_spec(spec).await
+    }
+
+    pub(crate) async fn run_spec(&mut self, spec: ContainerSpec) -> Result<(i32, String)> {
+        let name = spec.name.clone();
+        std::fs::write(self.log_path(&name), "")?;
+        self.start(spec).await?;
+        let exit = self.exit().await?;
+        self.sandbox.acknowledge(exit.event_id).await.map_err(chain)?;
+        Ok((exit.code, self.said(&name)?))
+    }
+
+    /// What a container's log holds, put back together.
+    pub(crate) fn said(&self, name: &str) -> Result<String> {
+        let mut said = String::new();
+        for line in std::fs::read_to_string(self.log_path(name))?.lines() {
+            let mut fields = line.splitn(4, ' ').skip(2);
+            let tag = fields.next().context("a line without a tag")?;
+            said.push_str(fields.next().unwrap_or_default());
+            if tag == "F" {
+                said.push('\n');
+            }
+        }
+        Ok(said)
+    }
+
+    pub(crate) async fn destroy(self) -> Result<()> {
+        self.sandbox.destroy(PATIENCE).await.map_err(chain)
+    }
+}
+
+/// A detached tmpfs with busybox in it, owned by the host's id `root`.
+pub(crate) fn make_root(root: u32) -> Result<OwnedFd> {
+    let context = sampan_sys::mount::FsContext::open("tmpfs")?;
+    context.set_string("mode", "0755")?;
+    context.set_string("uid", root.to_string())?;
+    context.set_string("gid", root.to_string())?;
+    let mount = context.mount(rustix::mount::MountAttrFlags::empty())?;
+    let path = PathBuf::from(format!("/proc/self/fd/{}", mount.as_raw_fd()));
+    let own = |file: &Path| std::os::unix::fs::lchown(file, Some(root), Some(root));
+    for directory in ["bin", "etc", "tmp", "home"] {
+        std::fs::create_dir(path.join(directory))?;
+        own(&path.join(directory))?;
+    }
+    std::fs::copy(BUSYBOX, path.join("bin/busybox"))?;
+    own(&path.join("bin/busybox"))?;
+    for applet in [
+        "sh", "cat", "echo", "id", "hostname", "sleep", "ps", "ls", "kill", "mount", "umount", "stty", "head", "tail",
+        "dd", "test", "grep", "chmod", "chown", "ln", "mkdir", "mknod", "touch", "sed", "wc", "true", "unshare", "tty",
+        "env", "stat", "readlink", "setpriv", "su", "tr", "yes", "find", "printf", "seq", "awk", "date",
+    ] {
+        std::os::unix::fs::symlink("busybox", path.join("bin").join(applet))?;
+    }
+    std::fs::write(path.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\nweb:x:33:34:web:/home:/bin/sh\n")?;
+    std::fs::write(path.join("etc/group"), "root:x:0:\nwww:x:34:\nlogs:x:40:web\n")?;
+    Ok(mount)
+}

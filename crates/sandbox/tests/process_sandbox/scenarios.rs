@@ -1,0 +1,61 @@
+//! What a process sandbox has to do.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Result, ensure};
+
+use crate::host::Host;
+
+type Scenario = for<'a> fn(&'a mut Host) -> Pin<Box<dyn Future<Output = Result<()>> + 'a>>;
+
+macro_rules! scenarios {
+    ($($name:ident),* $(,)?) => {
+        vec![$((stringify!($name), |host| Box::pin($name(host)))),*]
+    };
+}
+
+pub(crate) fn all() -> Vec<(&'static str, Scenario)> {
+    scenarios![exit_codes]
+}
+
+/// Runs the scenarios one after the other; the last one is that nothing is left.
+pub(crate) async fn run(filter: Option<&str>) -> ExitCode {
+    let mut host = match Host::start().await {
+        Ok(host) => host,
+        Err(error) => {
+            eprintln!("no node to test on: {error:#}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let mut failures = 0;
+    let selected = |name: &str| filter.is_none_or(|filter| name.contains(filter));
+    for (name, scenario) in all().into_iter().filter(|(name, _)| selected(name)) {
+        let began = Instant::now();
+        match scenario(&mut host).await {
+            Ok(()) => eprintln!("test {name} ... ok ({} ms)", began.elapsed().as_millis()),
+            Err(error) => {
+                failures += 1;
+                eprintln!("test {name} ... FAILED: {error:#}");
+            }
+        }
+    }
+    if let Err(error) = host.sandboxes.reconcile(&Default::default()).await {
+        eprintln!("the leftovers cannot be removed: {error}");
+        failures += 1;
+    }
+    if let Err(error) = host.finish().await {
+        eprintln!("test nothing_is_left ... FAILED: {error:#}");
+        failures += 1;
+    }
+    if failures == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+async fn exit_codes(host: &mut Host) -> Result<()> {
+    let mut pod = host.pod().await?;
+    let (code, said) = pod.run("echo $GREETING; exit 7").await?;
+    ensure!((code, said.as_str()) == (7, "hello\n"), "{code} {said:?}");
+    pod.destroy().await
+}
