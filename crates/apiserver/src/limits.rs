@@ -20,8 +20,17 @@ pub const WATCHES_MAX: usize = 4096;
 /// Remote streams (exec, attach) open at a time.
 pub const STREAMS_MAX: usize = 512;
 
-/// Time for a TLS handshake, and for the head of a request.
+/// Time for a TLS handshake.
 pub const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Time for the head of the next request on a connection; longer than the 90 s for which Go's clients keep idle ones.
+pub const IDLE_DEADLINE: Duration = Duration::from_secs(120);
+
+/// Requests at a time on one HTTP/2 connection.
+pub const CONNECTION_STREAMS_MAX: u32 = 250;
+
+/// Bytes of a request's head.
+pub const HEAD_BYTES_MAX: u32 = 64 << 10;
 
 /// Time for reading a request's body and for answering it; watches, logs, streams and proxied requests have none.
 pub const REQUEST_DEADLINE: Duration = Duration::from_secs(60);
@@ -64,6 +73,12 @@ pub const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 pub const FAULTS_MAX: usize = 50;
 /// Warnings sent with one answer.
 pub const WARNINGS_MAX: usize = 20;
+
+/// Time before a listener that failed to accept tries again.
+pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long certificates are valid. They never leave the machine, and are renewed with every start of the service.
+pub const CERTIFICATE_YEARS: i16 = 10;
 
 const _: () = assert!(DNS_LABEL_MAX < DNS_SUBDOMAIN_MAX);
 const _: () = assert!(CONFIG_BYTES_MAX < REQUEST_BYTES_MAX);

@@ -59,8 +59,6 @@ pub(crate) struct Merge {
     pub(crate) lists: bool,
     /// By this key; None merges values of scalars.
     pub(crate) key: Option<String>,
-    /// Keys that the patch does not retain are dropped.
-    pub(crate) retain_keys: bool,
     /// Maps are replaced, not merged.
     pub(crate) replace: bool,
 }
@@ -224,7 +222,6 @@ fn merge_of(schema: &Value) -> Merge {
     Merge {
         lists: has("merge"),
         key: schema["x-kubernetes-patch-merge-key"].as_str().map(str::to_owned),
-        retain_keys: has("retainKeys"),
         replace: has("replace"),
     }
 }

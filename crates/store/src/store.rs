@@ -91,8 +91,14 @@ impl Store {
     /// # Errors
     /// None today; see [`Store::get`].
     pub async fn list(&self, resource: &str, namespace: Option<&str>) -> Result<(Vec<Arc<Object>>, u64), StoreError> {
+        Ok(self.snapshot(resource, namespace))
+    }
+
+    /// As [`Store::list`], at once: this store is in memory.
+    #[must_use]
+    pub fn snapshot(&self, resource: &str, namespace: Option<&str>) -> (Vec<Arc<Object>>, u64) {
         let contents = self.memory.read();
-        Ok((contents.list(resource, namespace), contents.revision))
+        (contents.list(resource, namespace), contents.revision)
     }
 
     /// Replaces an object, if it is still at the revision `expected` (any, if None).
@@ -132,6 +138,18 @@ impl Store {
     #[must_use]
     pub fn revision(&self) -> u64 {
         self.memory.read().revision
+    }
+
+    /// Waits until something newer than a revision is committed; returns the newest.
+    ///
+    /// # Errors
+    /// [`StoreError::Closed`] at shutdown.
+    pub async fn changed(&self, after_revision: u64) -> Result<u64, StoreError> {
+        let mut revision = self.revision.clone();
+        match revision.wait_for(|now| *now > after_revision).await {
+            Ok(now) => Ok(*now),
+            Err(_) => Err(StoreError::Closed),
+        }
     }
 
     async fn order(&self, order: Order) -> Answer {

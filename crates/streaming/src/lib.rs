@@ -1,8 +1,16 @@
 //! Remote command streams for exec and attach, as Kubernetes clients speak them.
 //!
 //! One side is [`RemoteStreams`]: what the node offers. The other is an HTTP connection that the client upgrades to
-//! WebSocket (`v5.channel.k8s.io`, `v4.channel.k8s.io`) or to SPDY/3.1.
+//! WebSocket (`v5.channel.k8s.io`, `v4.channel.k8s.io`) or to SPDY/3.1. [`Handshake`] agrees on one and serves it.
+//!
+//! Invariants: a client that goes away ends the session and drops the node's streams; the final status is sent after the
+//! last byte of output; no message from a client makes this panic or allocate more than its own bounded size.
 
+mod handshake;
+pub mod limits;
+mod session;
 mod streams;
+mod websocket;
 
+pub use handshake::{Handshake, HandshakeError, wants_upgrade};
 pub use streams::{RemoteExit, RemoteStreams, TerminalSize};

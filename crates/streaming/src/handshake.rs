@@ -1,0 +1,110 @@
+//! How a connection becomes a stream: which protocol a client offers, and our answer to it.
+
+use http::header::{CONNECTION, HeaderName, HeaderValue, UPGRADE};
+use http::{HeaderMap, Response, StatusCode};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+
+use crate::streams::RemoteStreams;
+use crate::websocket;
+
+const KEY: HeaderName = HeaderName::from_static("sec-websocket-key");
+const ACCEPT: HeaderName = HeaderName::from_static("sec-websocket-accept");
+const VERSION: HeaderName = HeaderName::from_static("sec-websocket-version");
+const SUBPROTOCOL: HeaderName = HeaderName::from_static("sec-websocket-protocol");
+
+/// In order of preference.
+const SUBPROTOCOLS: [&str; 2] = ["v5.channel.k8s.io", "v4.channel.k8s.io"];
+
+/// Why a request cannot become a stream.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum HandshakeError {
+    /// It does not ask for an upgrade that is spoken here.
+    #[error("unable to upgrade: the request offers neither WebSocket nor SPDY/3.1")]
+    NoUpgrade,
+    /// None of its subprotocols is spoken here.
+    #[error("unable to upgrade: none of the subprotocols {offered:?} is served, only {SUBPROTOCOLS:?}")]
+    NoSubprotocol {
+        /// What the client offered.
+        offered: String,
+    },
+    /// A WebSocket header is missing or wrong.
+    #[error("unable to upgrade: the WebSocket handshake lacks a key or has another version than 13")]
+    BadWebSocket,
+}
+
+/// An agreed protocol, before the connection changes over to it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Handshake(Agreed);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Agreed {
+    WebSocket { accept: String, subprotocol: &'static str },
+}
+
+fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
+    let texts = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
+    texts.flat_map(|text| text.split(',')).map(str::trim).filter(|token| !token.is_empty())
+}
+
+/// Whether a request asks for any upgrade at all.
+#[must_use]
+pub fn wants_upgrade(headers: &HeaderMap) -> bool {
+    tokens(headers, &CONNECTION).any(|token| token.eq_ignore_ascii_case("upgrade"))
+}
+
+impl Handshake {
+    /// Agrees on a protocol with the client that sent these headers.
+    ///
+    /// # Errors
+    /// When the client offers nothing that is spoken here.
+    pub fn agree(headers: &HeaderMap) -> Result<Self, HandshakeError> {
+        let asks_for = |protocol: &str| tokens(headers, &UPGRADE).any(|token| token.eq_ignore_ascii_case(protocol));
+        if !wants_upgrade(headers) {
+            return Err(HandshakeError::NoUpgrade);
+        }
+        if asks_for("websocket") {
+            return Self::agree_websocket(headers);
+        }
+        Err(HandshakeError::NoUpgrade)
+    }
+
+    fn agree_websocket(headers: &HeaderMap) -> Result<Self, HandshakeError> {
+        let key = headers.get(&KEY).filter(|_| headers.get(&VERSION).is_some_and(|version| version == "13"));
+        let key = key.ok_or(HandshakeError::BadWebSocket)?;
+        let offered: Vec<&str> = tokens(headers, &SUBPROTOCOL).collect();
+        let subprotocol = SUBPROTOCOLS.into_iter().find(|known| offered.contains(known));
+        let subprotocol =
+            subprotocol.ok_or_else(|| HandshakeError::NoSubprotocol { offered: offered.join(", ").chars().take(128).collect() })?;
+        Ok(Self(Agreed::WebSocket { accept: derive_accept_key(key.as_bytes()), subprotocol }))
+    }
+
+    /// The answer that changes protocols; its body is empty.
+    #[must_use]
+    pub fn response(&self) -> Response<()> {
+        let mut response = Response::new(());
+        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        let headers = response.headers_mut();
+        headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+        match &self.0 {
+            Agreed::WebSocket { accept, subprotocol } => {
+                headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+                headers.insert(SUBPROTOCOL, HeaderValue::from_static(subprotocol));
+                if let Ok(accept) = HeaderValue::from_str(accept) {
+                    headers.insert(ACCEPT, accept);
+                }
+            }
+        }
+        response
+    }
+
+    /// Serves the session on the upgraded connection until either side ends it.
+    pub async fn serve<C>(self, connection: C, streams: RemoteStreams)
+    where
+        C: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        match self.0 {
+            Agreed::WebSocket { .. } => websocket::serve(connection, streams).await,
+        }
+    }
+}
