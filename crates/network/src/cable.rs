@@ -41,10 +41,7 @@ pub(crate) fn lay(
     let host_end = VethEnd { name: &name, mac: HOST_MAC };
     let guest_end = VethEnd { name: GUEST_INTERFACE, mac: guest_mac };
     let made = host
-        .pipeline(vec![
-            rtnetlink::create_veth(&host_end, &guest_end, mtu, namespace),
-            rtnetlink::get_link(&name),
-        ])
+        .pipeline(vec![rtnetlink::create_veth(&host_end, &guest_end, mtu, namespace), rtnetlink::get_link(&name)])
         .attempted(|| format!("make interface {name} and its other end eth0"))?;
     let Some(link) = made.iter().find_map(Link::read) else { return Err(NetworkError::Stopped) };
 
@@ -80,10 +77,8 @@ fn guest_requests(index: u32, lease: &Lease, guest_mac: Mac) -> Vec<Message> {
 }
 
 fn host_requests(index: u32, names: &Names, lease: &Lease, pools: &Pools, guest_mac: Mac) -> Vec<Message> {
-    let mut requests = vec![
-        rtnetlink::set_alias(index, &names.alias(&lease.sandbox)),
-        rtnetlink::set_ipv4_forwarding(index),
-    ];
+    let mut requests =
+        vec![rtnetlink::set_alias(index, &names.alias(&lease.sandbox)), rtnetlink::set_ipv4_forwarding(index)];
     if lease.ipv6.is_some() {
         requests.push(rtnetlink::set_quiet_ipv6(index));
     }

@@ -107,8 +107,7 @@ pub(crate) struct Names {
 
 impl Names {
     pub(crate) fn of(instance: &str) -> Self {
-        let table =
-            if instance.starts_with("sampan") { instance.to_owned() } else { format!("sampan-{instance}") };
+        let table = if instance.starts_with("sampan") { instance.to_owned() } else { format!("sampan-{instance}") };
         let prefix = if instance == "sampan" {
             "spn-".to_owned()
         } else {

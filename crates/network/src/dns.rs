@@ -188,28 +188,43 @@ mod tests {
     #[test]
     fn a_plain_host_is_copied() {
         let host = "# made by hand\nnameserver 192.0.2.53\nnameserver 2001:db8::53\nsearch a.example b.example\noptions edns0 ndots:2\nsortlist x\n";
-        check(host, None, &DnsSettings::default(), expect![[r#"
+        check(
+            host,
+            None,
+            &DnsSettings::default(),
+            expect![[r#"
             nameserver 192.0.2.53
             nameserver 2001:db8::53
             search a.example b.example
             options edns0 ndots:2
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]
     fn a_stub_resolver_is_replaced_by_its_upstream() {
         let stub = "nameserver 127.0.0.53\noptions edns0 trust-ad\nsearch lan\n";
-        check(stub, Some("nameserver 192.0.2.1\nnameserver fe80::1%2\nnameserver 192.0.2.2\n"), &DnsSettings::default(), expect![[r#"
+        check(
+            stub,
+            Some("nameserver 192.0.2.1\nnameserver fe80::1%2\nnameserver 192.0.2.2\n"),
+            &DnsSettings::default(),
+            expect![[r#"
             nameserver 192.0.2.1
             nameserver 192.0.2.2
             search lan
             options edns0 trust-ad
-        "#]]);
-        check(stub, None, &DnsSettings::default(), expect![[r#"
+        "#]],
+        );
+        check(
+            stub,
+            None,
+            &DnsSettings::default(),
+            expect![[r#"
             # DIR/host names no server that can be reached from here; set the pod's dnsConfig.nameservers
             search lan
             options edns0 trust-ad
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]
@@ -221,18 +236,28 @@ mod tests {
             options: vec![("ndots".to_owned(), Some("5".to_owned()))],
         };
         let host = "nameserver 192.0.2.53\nsearch lan\noptions ndots:1 rotate\n";
-        check(host, None, &dns, expect![[r#"
+        check(
+            host,
+            None,
+            &dns,
+            expect![[r#"
             nameserver 192.0.2.53
             nameserver 192.0.2.54
             search lan x.example
             options rotate ndots:5
-        "#]]);
-        check(host, None, &DnsSettings { policy: DnsPolicy::None, ..dns }, expect![[r#"
+        "#]],
+        );
+        check(
+            host,
+            None,
+            &DnsSettings { policy: DnsPolicy::None, ..dns },
+            expect![[r#"
             nameserver 192.0.2.53
             nameserver 192.0.2.54
             search lan x.example
             options ndots:5
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]

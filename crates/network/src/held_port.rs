@@ -29,7 +29,10 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// A host port that nobody else can bind. Dropping it frees the port soon; [`HeldPort::release`] says when.
 #[derive(Debug)]
 pub(crate) enum HeldPort {
-    Tcp { forwarder: JoinHandle<()>, socket: OwnedFd },
+    Tcp {
+        forwarder: JoinHandle<()>,
+        socket: OwnedFd,
+    },
     /// Nothing is read from it: what comes is dropped by the kernel when the buffer is full.
     Udp(#[expect(dead_code, reason = "held open, not used")] OwnedFd),
 }
@@ -46,7 +49,9 @@ impl HeldPort {
     ) -> Result<(), NetworkError> {
         for address in port.host_addresses() {
             let socket = match bind(SocketAddr::new(address, port.host_port), port.protocol) {
-                Err(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL) if port.host_ip.is_none() && address.is_ipv6() => continue,
+                Err(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL) if port.host_ip.is_none() && address.is_ipv6() => {
+                    continue;
+                }
                 other => other.map_err(|errno| refused(errno, address, port))?,
             };
             held.push(match port.protocol {
@@ -100,8 +105,7 @@ fn bind(address: SocketAddr, protocol: Protocol) -> Result<OwnedFd, Errno> {
         Protocol::Tcp => SocketType::STREAM,
         Protocol::Udp => SocketType::DGRAM,
     };
-    let socket =
-        rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
+    let socket = rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
     if address.is_ipv6() {
         sockopt::set_ipv6_v6only(&socket, true)?;
     }

@@ -19,11 +19,11 @@ use crate::error::{Attempted as _, NetworkError, PortHolder};
 use crate::held_port::HeldPort;
 use crate::leases::{self, Lease, Leases, Pools};
 use crate::limits::{MTU_DEFAULT, MTU_MAX, MTU_MIN, PORTS_PER_SANDBOX_MAX};
-use crate::nftables::{self, ForeignChain};
-use crate::port::PortMapping;
+use crate::nftables::ForeignChain;
+use crate::port::{PortMapping, Protocol};
 use crate::prefix::Prefix;
 use crate::rtnetlink::{self, AF_INET, AF_INET6, Counters, Link, Route};
-use crate::{Attachment, Obstacle, Usage, cable, ruleset, sysctl};
+use crate::{Attachment, Obstacle, Usage, cable, conntrack, ruleset, shared_firewall, sysctl};
 
 pub(crate) struct Host {
     names: Names,
@@ -76,9 +76,8 @@ impl Host {
             runtime,
         };
         host.ensure_anchor(&links)?;
-        host.write_table()?;
         host.learn_interfaces(&links);
-        host.hold_missing_ports();
+        host.mend()?;
         Ok(host)
     }
 
@@ -106,12 +105,20 @@ impl Host {
         let holding = self.hold_ports(lease, &mut held);
         self.held.insert(lease.sandbox.clone(), held);
         holding?;
-        let index =
-            cable::lay(self.home.as_fd(), &self.route, &self.names, lease, self.leases.pools(), self.mtu, namespace.as_fd())?;
+        let index = cable::lay(
+            self.home.as_fd(),
+            &self.route,
+            &self.names,
+            lease,
+            self.leases.pools(),
+            self.mtu,
+            namespace.as_fd(),
+        )?;
         self.interfaces.insert(lease.sandbox.clone(), index);
         if !lease.ports.is_empty() {
             let requests = ruleset::add(&self.names, ruleset::elements(lease));
             self.change_table(requests)?;
+            self.forget_datagrams(lease, &[]);
         }
         Ok(())
     }
@@ -139,15 +146,13 @@ impl Host {
             && !lease.ports.is_empty()
         {
             self.change_table(ruleset::withdraw(&self.names, ruleset::elements(&lease)))?;
+            self.forget_datagrams(&lease, &lease.addresses());
         }
         Ok(held)
     }
 
     /// Removes all that belongs to no sandbox in `keep`, and mends what the others should have.
-    pub(crate) fn reconcile(
-        &mut self,
-        keep: &HashSet<String>,
-    ) -> Result<(Vec<String>, Vec<HeldPort>), NetworkError> {
+    pub(crate) fn reconcile(&mut self, keep: &HashSet<String>) -> Result<(Vec<String>, Vec<HeldPort>), NetworkError> {
         let mut removed = Vec::new();
         let mut released = Vec::new();
         let gone: Vec<String> =
@@ -162,17 +167,14 @@ impl Host {
             .filter(|link| link.name.starts_with(&self.names.prefix) && link.name != self.names.anchor)
             .filter(|link| !self.leases.iter().any(|lease| self.names.host_interface(&lease.sandbox) == link.name))
             .collect();
-        removed.extend(strays.iter().map(|link| {
-            match self.names.sandbox_of_alias(&link.alias) {
-                Some(sandbox) => format!("interface {} of sandbox {sandbox}", link.name),
-                None => format!("interface {}", link.name),
-            }
+        removed.extend(strays.iter().map(|link| match self.names.sandbox_of_alias(&link.alias) {
+            Some(sandbox) => format!("interface {} of sandbox {sandbox}", link.name),
+            None => format!("interface {}", link.name),
         }));
         self.delete_links(&strays)?;
         self.ensure_anchor(&links)?;
-        self.write_table()?;
         self.learn_interfaces(&links);
-        self.hold_missing_ports();
+        self.mend()?;
         Ok((removed, released))
     }
 
@@ -183,6 +185,8 @@ impl Host {
         if !self.leases.is_empty() {
             return Ok((false, released));
         }
+        shared_firewall::close(&self.filter, &self.names)
+            .attempted(|| "take rules out of the shared firewall table".to_owned())?;
         match self.filter.transaction(ruleset::remove(&self.names)) {
             Err(error) if !error.is(Errno::NOENT) => {
                 return Err(error).attempted(|| format!("remove nf_tables table {}", self.names.table));
@@ -224,12 +228,32 @@ impl Host {
     }
 
     pub(crate) fn obstacles(&self) -> Result<Vec<Obstacle>, NetworkError> {
-        let mut chains = Vec::new();
-        self.filter
-            .dump(nftables::get_chains(), |reply| chains.extend(ForeignChain::read(reply)))
-            .attempted(|| "list nf_tables chains".to_owned())?;
+        let (_shared, others) =
+            shared_firewall::dropping_chains(&self.filter).attempted(|| "list nf_tables chains".to_owned())?;
         let pool = self.leases.pools().ipv4;
-        Ok(chains.into_iter().map(|ForeignChain { table, chain }| Obstacle { table, chain, pool }).collect())
+        Ok(others.into_iter().map(|ForeignChain { table, chain, .. }| Obstacle { table, chain, pool }).collect())
+    }
+
+    /// Puts back what others have taken from the table, the shared firewall or the held ports.
+    pub(crate) fn mend(&mut self) -> Result<(), NetworkError> {
+        self.write_table()?;
+        shared_firewall::open(&self.filter, &self.names)
+            .attempted(|| "let sandboxes through the shared firewall table".to_owned())?;
+        self.hold_missing_ports();
+        Ok(())
+    }
+
+    /// Datagrams that are under way to a port would keep the way that they found. Failing costs only that.
+    fn forget_datagrams(&self, lease: &Lease, targets: &[IpAddr]) {
+        for port in lease.ports.iter().filter(|port| port.protocol == Protocol::Udp) {
+            match conntrack::forget_udp(&self.filter, port.host_port, targets) {
+                Ok(0) => {}
+                Ok(flows) => {
+                    tracing::debug!(sandbox = %lease.sandbox, port = port.host_port, flows, "forgot UDP flows")
+                }
+                Err(error) => tracing::warn!(sandbox = %lease.sandbox, %error, "UDP flows may go on as before"),
+            }
+        }
     }
 
     fn check_ports(&self, sandbox: &str, ports: &[PortMapping]) -> Result<(), NetworkError> {
@@ -243,11 +267,10 @@ impl Host {
             if ports.iter().take(index).any(|earlier| earlier.collides_with(port)) {
                 return Err(NetworkError::PortRepeated { port: port.host_port, protocol: port.protocol });
             }
-            let taken = self
-                .leases
-                .iter()
-                .filter(|lease| lease.sandbox != sandbox)
-                .find_map(|lease| lease.ports.iter().any(|other| other.collides_with(port)).then_some(&lease.sandbox));
+            let taken =
+                self.leases.iter().filter(|lease| lease.sandbox != sandbox).find_map(|lease| {
+                    lease.ports.iter().any(|other| other.collides_with(port)).then_some(&lease.sandbox)
+                });
             if let (Some(holder), Some(address)) = (taken, port.host_addresses().first()) {
                 return Err(NetworkError::PortTaken {
                     address: *address,
@@ -262,8 +285,7 @@ impl Host {
 
     /// Binds the lease's ports; those that were bound before one failed are in `held` too.
     fn hold_ports(&self, lease: &Lease, held: &mut Vec<HeldPort>) -> Result<(), NetworkError> {
-        let targets: Vec<IpAddr> =
-            [Some(IpAddr::V4(lease.ipv4)), lease.ipv6.map(IpAddr::V6)].into_iter().flatten().collect();
+        let targets = lease.addresses();
         lease.ports.iter().try_for_each(|port| HeldPort::hold(port, &targets, &self.runtime, held))
     }
 
@@ -436,7 +458,9 @@ fn choose_pools(
                 return Err(NetworkError::PoolChanged { old, new, attached });
             }
         }
-        for (pool, route) in [Some(old.ipv4), old.ipv6].into_iter().flatten().filter_map(|pool| Some((pool, overlap(pool)?))) {
+        for (pool, route) in
+            [Some(old.ipv4), old.ipv6].into_iter().flatten().filter_map(|pool| Some((pool, overlap(pool)?)))
+        {
             tracing::warn!(%pool, %route, "a route of the host overlaps the pool in use");
         }
         return Ok(old);

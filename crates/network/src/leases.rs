@@ -61,6 +61,13 @@ pub(crate) struct Lease {
     pub(crate) ports: Vec<PortMapping>,
 }
 
+impl Lease {
+    /// The sandbox's addresses, IPv4 first.
+    pub(crate) fn addresses(&self) -> Vec<IpAddr> {
+        [Some(IpAddr::V4(self.ipv4)), self.ipv6.map(IpAddr::V6)].into_iter().flatten().collect()
+    }
+}
+
 /// All leases of one service.
 #[derive(Debug)]
 pub(crate) struct Leases {
@@ -129,8 +136,7 @@ impl Leases {
             write_whole(&self.dir, "cursor", ahead.to_string().as_bytes())?;
             self.written_ahead = ahead;
         }
-        let lease =
-            Lease { sandbox: sandbox.to_owned(), boot: self.boot.clone(), ipv4, ipv6, ports: ports.to_vec() };
+        let lease = Lease { sandbox: sandbox.to_owned(), boot: self.boot.clone(), ipv4, ipv6, ports: ports.to_vec() };
         let text = serde_json::to_vec(&lease).map_err(io::Error::from);
         let path = self.dir.join(file_name(sandbox));
         let text = text.map_err(|source| NetworkError::File { operation: "write", path, source })?;
@@ -187,7 +193,11 @@ pub(crate) fn write_pools(state_dir: &Path, pools: &Pools) -> Result<(), Network
     make_dir(state_dir)?;
     let text = serde_json::to_vec(pools).map_err(io::Error::from);
     let path = state_dir.join("pools.json");
-    write_whole(state_dir, "pools.json", &text.map_err(|source| NetworkError::File { operation: "write", path, source })?)
+    write_whole(
+        state_dir,
+        "pools.json",
+        &text.map_err(|source| NetworkError::File { operation: "write", path, source })?,
+    )
 }
 
 struct Found {
@@ -240,19 +250,21 @@ fn file_name(sandbox: &str) -> String {
 }
 
 fn make_dir(dir: &Path) -> Result<(), NetworkError> {
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
-        .map_err(|source| NetworkError::File { operation: "make", path: dir.to_owned(), source })
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|source| NetworkError::File {
+        operation: "make",
+        path: dir.to_owned(),
+        source,
+    })
 }
 
 pub(crate) fn write_whole(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), NetworkError> {
     let path = dir.join(name);
     let temporary = dir.join(format!(".{name}.new"));
-    fs::write(&temporary, bytes)
-        .and_then(|()| fs::rename(&temporary, &path))
-        .map_err(|source| NetworkError::File { operation: "write", path, source })
+    fs::write(&temporary, bytes).and_then(|()| fs::rename(&temporary, &path)).map_err(|source| NetworkError::File {
+        operation: "write",
+        path,
+        source,
+    })
 }
 
 fn remove(path: &Path) -> Result<(), NetworkError> {

@@ -17,6 +17,7 @@
 
 mod cable;
 mod config;
+mod conntrack;
 mod dns;
 mod error;
 mod held_port;
@@ -30,6 +31,7 @@ mod port;
 mod prefix;
 mod rtnetlink;
 mod ruleset;
+mod shared_firewall;
 mod sysctl;
 
 pub use config::NetworkConfig;

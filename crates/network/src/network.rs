@@ -152,6 +152,12 @@ impl Network {
         Ok(())
     }
 
+    /// Puts back what other programs have taken away: the table after somebody flushed all rules, the way through a
+    /// shared firewall after its reload, ports that could not be held. Cheap enough for every minute.
+    pub async fn mend(&self) -> Result<(), NetworkError> {
+        self.ask(Host::mend).await?
+    }
+
     /// What a sandbox received and sent.
     pub async fn usage(&self, sandbox: &str) -> Result<Usage, NetworkError> {
         let sandbox = sandbox.to_owned();

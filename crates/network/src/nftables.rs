@@ -12,6 +12,8 @@ const DELTABLE: u16 = SUBSYSTEM | 2;
 const NEWCHAIN: u16 = SUBSYSTEM | 3;
 const GETCHAIN: u16 = SUBSYSTEM | 4;
 const NEWRULE: u16 = SUBSYSTEM | 6;
+const GETRULE: u16 = SUBSYSTEM | 7;
+const DELRULE: u16 = SUBSYSTEM | 8;
 const NEWSET: u16 = SUBSYSTEM | 9;
 const NEWSETELEM: u16 = SUBSYSTEM | 12;
 const DELSETELEM: u16 = SUBSYSTEM | 14;
@@ -118,6 +120,8 @@ pub(crate) fn get_chains() -> Message {
 /// A chain of anybody's that sees forwarded packets and drops what no rule accepts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ForeignChain {
+    /// `NFPROTO_*`
+    pub(crate) family: u8,
     pub(crate) table: String,
     pub(crate) chain: String,
 }
@@ -132,8 +136,12 @@ impl ForeignChain {
         let be32 = |value: &[u8]| value.try_into().ok().map(u32::from_be_bytes);
         let hook = Attributes::of(reply.attribute(4, NFTA_CHAIN_HOOK)?).find(|(kind, _)| *kind == NFTA_HOOK_HOOKNUM)?.1;
         let drops = be32(reply.attribute(4, NFTA_CHAIN_POLICY)?)? == NF_DROP;
-        (be32(hook)? == Hook::Forward as u32 && drops)
-            .then_some(Self { table: text(NFTA_CHAIN_TABLE)?, chain: text(NFTA_CHAIN_NAME)? })
+        let [family, ..] = reply.header::<4>();
+        (be32(hook)? == Hook::Forward as u32 && drops).then_some(Self {
+            family,
+            table: text(NFTA_CHAIN_TABLE)?,
+            chain: text(NFTA_CHAIN_NAME)?,
+        })
     }
 }
 
@@ -177,10 +185,9 @@ fn elements_message(kind: u16, flags: u16, table: &str, set: &str, elements: &[E
     const NFTA_SET_ELEM_KEY: u16 = 1;
     const NFTA_SET_ELEM_DATA: u16 = 2;
     let mut message = Message::new(kind, flags, &header(NFPROTO_INET));
-    message
-        .text(NFTA_SET_ELEM_LIST_TABLE, table)
-        .text(NFTA_SET_ELEM_LIST_SET, set)
-        .nest(NFTA_SET_ELEM_LIST_ELEMENTS, |list| {
+    message.text(NFTA_SET_ELEM_LIST_TABLE, table).text(NFTA_SET_ELEM_LIST_SET, set).nest(
+        NFTA_SET_ELEM_LIST_ELEMENTS,
+        |list| {
             for element in elements {
                 list.nest(NFTA_LIST_ELEM, |item| {
                     item.nest(NFTA_SET_ELEM_KEY, |key| {
@@ -193,7 +200,8 @@ fn elements_message(kind: u16, flags: u16, table: &str, set: &str, elements: &[E
                     }
                 });
             }
-        });
+        },
+    );
     message
 }
 
@@ -205,10 +213,56 @@ const NF_DROP: u32 = 0;
 const NF_ACCEPT: u32 = 1;
 const NFT_RETURN: u32 = (-5i32).cast_unsigned();
 
+const NFTA_RULE_TABLE: u16 = 1;
+const NFTA_RULE_CHAIN: u16 = 2;
+const NFTA_RULE_HANDLE: u16 = 3;
+const NFTA_RULE_EXPRESSIONS: u16 = 4;
+const NFTA_RULE_USERDATA: u16 = 7;
+
+/// Puts a rule at the head of somebody else's chain, with a comment to know it by.
+pub(crate) fn insert_rule(chain: &ForeignChain, rule: Rule, comment: &str) -> Message {
+    let mut message = Message::new(NEWRULE, flags::CREATE, &header(chain.family));
+    message.text(NFTA_RULE_TABLE, &chain.table).text(NFTA_RULE_CHAIN, &chain.chain).nest(
+        NFTA_RULE_EXPRESSIONS,
+        |list| {
+            for expression in rule.expressions {
+                expression(list);
+            }
+        },
+    );
+    message.bytes(NFTA_RULE_USERDATA, &comment_data(comment));
+    message
+}
+
+pub(crate) fn get_rules(chain: &ForeignChain) -> Message {
+    let mut message = Message::new(GETRULE, 0, &header(chain.family));
+    message.text(NFTA_RULE_TABLE, &chain.table).text(NFTA_RULE_CHAIN, &chain.chain);
+    message
+}
+
+pub(crate) fn delete_rule(chain: &ForeignChain, handle: u64) -> Message {
+    let mut message = Message::new(DELRULE, 0, &header(chain.family));
+    message
+        .text(NFTA_RULE_TABLE, &chain.table)
+        .text(NFTA_RULE_CHAIN, &chain.chain)
+        .bytes(NFTA_RULE_HANDLE, &handle.to_be_bytes());
+    message
+}
+
+/// The handle of a rule with exactly this comment.
+pub(crate) fn handle_of_commented_rule(reply: &Reply, comment: &str) -> Option<u64> {
+    let commented = reply.attribute(4, NFTA_RULE_USERDATA)? == comment_data(comment);
+    let handle = reply.attribute(4, NFTA_RULE_HANDLE)?.try_into().ok().map(u64::from_be_bytes)?;
+    commented.then_some(handle)
+}
+
+/// libnftnl's udata.h: type 0 is a comment; type and length take a byte each, the text ends with a zero.
+fn comment_data(comment: &str) -> Vec<u8> {
+    let length = u8::try_from(comment.len() + 1).unwrap_or(u8::MAX);
+    [&[0, length], comment.as_bytes(), &[0]].concat()
+}
+
 pub(crate) fn add_rule(table: &str, chain: &str, rule: Rule) -> Message {
-    const NFTA_RULE_TABLE: u16 = 1;
-    const NFTA_RULE_CHAIN: u16 = 2;
-    const NFTA_RULE_EXPRESSIONS: u16 = 4;
     let mut message = Message::new(NEWRULE, flags::CREATE | flags::APPEND, &header(NFPROTO_INET));
     message.text(NFTA_RULE_TABLE, table).text(NFTA_RULE_CHAIN, chain).nest(NFTA_RULE_EXPRESSIONS, |list| {
         for expression in rule.expressions {
@@ -301,8 +355,7 @@ impl Rule {
     /// Only packets whose source the host would not reach over the interface that they came in by.
     pub(crate) fn with_a_foreign_source(self) -> Self {
         const NFT_FIB_RESULT_OIF: u32 = 1;
-        self.fib(NFT_FIB_RESULT_OIF, FIB_SOURCE | FIB_INTERFACE_IN)
-            .compare(Compare::Equal, 0u32.to_ne_bytes().to_vec())
+        self.fib(NFT_FIB_RESULT_OIF, FIB_SOURCE | FIB_INTERFACE_IN).compare(Compare::Equal, 0u32.to_ne_bytes().to_vec())
     }
 
     /// Only packets whose connection is known, or belongs to a known one.

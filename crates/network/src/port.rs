@@ -80,11 +80,17 @@ mod tests {
         assert!(everywhere.collides_with(&mapping(Some("127.0.0.1"), 8080, Protocol::Tcp)));
         assert!(everywhere.collides_with(&mapping(Some("::1"), 8080, Protocol::Tcp)));
         assert!(mapping(Some("0.0.0.0"), 8080, Protocol::Tcp).collides_with(&everywhere));
-        assert!(!mapping(Some("0.0.0.0"), 8080, Protocol::Tcp).collides_with(&mapping(Some("::"), 8080, Protocol::Tcp)));
+        assert!(!mapping(Some("0.0.0.0"), 8080, Protocol::Tcp).collides_with(&mapping(
+            Some("::"),
+            8080,
+            Protocol::Tcp
+        )));
         assert!(!everywhere.collides_with(&mapping(None, 8080, Protocol::Udp)));
         assert!(!everywhere.collides_with(&mapping(None, 8081, Protocol::Tcp)));
-        assert!(
-            !mapping(Some("127.0.0.1"), 8080, Protocol::Tcp).collides_with(&mapping(Some("127.0.0.2"), 8080, Protocol::Tcp))
-        );
+        assert!(!mapping(Some("127.0.0.1"), 8080, Protocol::Tcp).collides_with(&mapping(
+            Some("127.0.0.2"),
+            8080,
+            Protocol::Tcp
+        )));
     }
 }

@@ -130,9 +130,8 @@ mod tests {
 
     #[test]
     fn ranges_overlap_when_one_holds_the_other() {
-        let overlap = |a: &str, b: &str| {
-            a.parse::<Prefix>().expect("first").overlaps(&b.parse::<Prefix>().expect("second"))
-        };
+        let overlap =
+            |a: &str, b: &str| a.parse::<Prefix>().expect("first").overlaps(&b.parse::<Prefix>().expect("second"));
         assert!(overlap("10.0.0.0/8", "10.187.0.0/16"));
         assert!(overlap("10.187.0.0/16", "10.0.0.0/8"));
         assert!(overlap("10.187.0.0/16", "10.187.3.4/32"));

@@ -289,14 +289,8 @@ impl Link {
         }
         let header: [u8; IFINFOMSG_BYTES] = reply.header();
         let index = u32::from_ne_bytes([header[4], header[5], header[6], header[7]]);
-        let mut link = Self {
-            index,
-            name: String::new(),
-            alias: String::new(),
-            mtu: 0,
-            peer: 0,
-            counters: Counters::default(),
-        };
+        let mut link =
+            Self { index, name: String::new(), alias: String::new(), mtu: 0, peer: 0, counters: Counters::default() };
         for (kind, value) in reply.attributes(IFINFOMSG_BYTES) {
             match kind {
                 IFLA_IFNAME => link.name = text(value),

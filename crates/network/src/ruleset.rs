@@ -20,9 +20,7 @@ use sampan_sys::netlink::Message;
 use crate::config::Names;
 use crate::leases::{Lease, Pools};
 use crate::limits::ELEMENTS_PER_MESSAGE;
-use crate::nftables::{
-    self, Chain, ChainKind, Compare, Element, Hook, NFPROTO_IPV4, NFPROTO_IPV6, Rule, Set, Side,
-};
+use crate::nftables::{self, Chain, ChainKind, Compare, Element, Hook, NFPROTO_IPV4, NFPROTO_IPV6, Rule, Set, Side};
 use crate::port::PortMapping;
 use crate::prefix::Prefix;
 use crate::rtnetlink::octets;
@@ -49,18 +47,10 @@ const TARGET6: Option<(u32, u32)> = Some((types(&[TYPE_IPV6, TYPE_PORT]), 20));
 const ANY4: Set =
     Set { name: "ports-any-4", key_type: types(&[TYPE_PROTOCOL, TYPE_PORT]), key_bytes: 8, data: TARGET4 };
 const ANY6: Set = Set { name: "ports-any-6", data: TARGET6, ..ANY4 };
-const ONE4: Set = Set {
-    name: "ports-one-4",
-    key_type: types(&[TYPE_IPV4, TYPE_PROTOCOL, TYPE_PORT]),
-    key_bytes: 12,
-    data: TARGET4,
-};
-const ONE6: Set = Set {
-    name: "ports-one-6",
-    key_type: types(&[TYPE_IPV6, TYPE_PROTOCOL, TYPE_PORT]),
-    key_bytes: 24,
-    data: TARGET6,
-};
+const ONE4: Set =
+    Set { name: "ports-one-4", key_type: types(&[TYPE_IPV4, TYPE_PROTOCOL, TYPE_PORT]), key_bytes: 12, data: TARGET4 };
+const ONE6: Set =
+    Set { name: "ports-one-6", key_type: types(&[TYPE_IPV6, TYPE_PROTOCOL, TYPE_PORT]), key_bytes: 24, data: TARGET6 };
 const SELF4: Set = Set { name: "self-4", key_type: types(&[TYPE_IPV4, TYPE_IPV4]), key_bytes: 8, data: None };
 const SELF6: Set = Set { name: "self-6", key_type: types(&[TYPE_IPV6, TYPE_IPV6]), key_bytes: 32, data: None };
 const SETS: [Set; 6] = [ANY4, ANY6, ONE4, ONE6, SELF4, SELF6];
@@ -85,8 +75,7 @@ const LINK_LOCAL6_MASK: [u8; 16] = [0xff, 0xc0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
 pub(crate) fn write<'a>(names: &Names, pools: &Pools, leases: impl Iterator<Item = &'a Lease>) -> Vec<Message> {
     let table = names.table.as_str();
     // Adding first makes deleting safe whether the table was there or not.
-    let mut requests =
-        vec![nftables::add_table(table), nftables::delete_table(table), nftables::add_table(table)];
+    let mut requests = vec![nftables::add_table(table), nftables::delete_table(table), nftables::add_table(table)];
     requests.extend((1..).zip(&SETS).map(|(id, set)| nftables::add_set(table, set, id)));
     requests.extend(CHAINS.iter().map(|chain| nftables::add_chain(table, chain)));
     requests.extend(rules(names, pools).into_iter().map(|(chain, rule)| nftables::add_rule(table, chain.name, rule)));
@@ -121,8 +110,7 @@ fn by_set(mut elements: Vec<Element>, request: impl Fn(&'static str, &[Element])
 /// What a sandbox's published ports put into the maps.
 pub(crate) fn elements(lease: &Lease) -> Vec<Element> {
     let mut elements = Vec::new();
-    let targets = [Some(IpAddr::V4(lease.ipv4)), lease.ipv6.map(IpAddr::V6)];
-    for target in targets.into_iter().flatten() {
+    for target in lease.addresses() {
         let translated: Vec<_> = lease.ports.iter().flat_map(|port| port_elements(port, target)).collect();
         if !translated.is_empty() {
             let set = if target.is_ipv4() { SELF4.name } else { SELF6.name };
@@ -190,9 +178,12 @@ fn published() -> Vec<(Chain, Rule)> {
     // The kernel has no route_localnet for IPv6, and does not forward link-local sources: both are left to the
     // sockets that hold the ports.
     let ipv6 = || {
-        family(NFPROTO_IPV6)
-            .address(Side::Destination, Compare::NotEqual, &LOOPBACK6, &ALL6)
-            .address(Side::Destination, Compare::NotEqual, &LINK_LOCAL6, &LINK_LOCAL6_MASK)
+        family(NFPROTO_IPV6).address(Side::Destination, Compare::NotEqual, &LOOPBACK6, &ALL6).address(
+            Side::Destination,
+            Compare::NotEqual,
+            &LINK_LOCAL6,
+            &LINK_LOCAL6_MASK,
+        )
     };
     for chain in [PREROUTING, OUTPUT] {
         rules.extend([
@@ -210,8 +201,7 @@ fn masked(ours: &str, pools: &Pools) -> Vec<(Chain, Rule)> {
     let mut rules = Vec::new();
     for gateway in pools.gateways() {
         let address = octets(gateway);
-        let (family, pairs) =
-            if gateway.is_ipv4() { (NFPROTO_IPV4, SELF4.name) } else { (NFPROTO_IPV6, SELF6.name) };
+        let (family, pairs) = if gateway.is_ipv4() { (NFPROTO_IPV4, SELF4.name) } else { (NFPROTO_IPV6, SELF6.name) };
         let to_ours = || Rule::default().goes_to(Compare::Equal, ours).family(family);
         if gateway.is_ipv4() {
             // A process of the host that called 127.0.0.1.
@@ -282,20 +272,13 @@ mod tests {
             boot: String::new(),
             ipv4: [10, 187, 0, 2].into(),
             ipv6: Some("fd00::2".parse().expect("address")),
-            ports: vec![PortMapping {
-                host_ip: None,
-                host_port: 8080,
-                container_port: 80,
-                protocol: Protocol::Tcp,
-            }],
+            ports: vec![PortMapping { host_ip: None, host_port: 8080, container_port: 80, protocol: Protocol::Tcp }],
         };
         let made = elements(&lease);
-        assert_eq!(made.iter().map(|element| element.set).collect::<Vec<_>>(), [
-            "self-4",
-            "ports-any-4",
-            "self-6",
-            "ports-any-6"
-        ]);
+        assert_eq!(
+            made.iter().map(|element| element.set).collect::<Vec<_>>(),
+            ["self-4", "ports-any-4", "self-6", "ports-any-6"]
+        );
         assert_eq!(made[1].key, [6, 0, 0, 0, 0x1f, 0x90, 0, 0]);
         assert_eq!(made[1].data.as_deref(), Some([10, 187, 0, 2, 0, 80, 0, 0].as_slice()));
         assert_eq!(made[3].data.as_ref().map(Vec::len), Some(20));

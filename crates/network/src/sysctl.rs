@@ -58,8 +58,7 @@ fn listening_to_routers() -> Vec<String> {
 }
 
 fn set(name: &str, new: &'static str, changes: &mut Vec<Change>) -> Result<(), NetworkError> {
-    let failed =
-        |operation| move |source| NetworkError::File { operation, path: path(name), source };
+    let failed = |operation| move |source| NetworkError::File { operation, path: path(name), source };
     let old = read(name).map_err(failed("read"))?;
     if old != new {
         fs::write(path(name), new).map_err(failed("write"))?;

@@ -184,11 +184,14 @@ fn after_a_restart_the_living_go_on_and_the_dead_leave_nothing() {
 
         let network = world.open("sampan").await;
         let removed = network.reconcile(&keep(&[&a])).await.expect("reconcile");
-        assert_eq!(removed, [
-            "address of sandbox bbbbbbbbbbbbbbbb",
-            "interface spn-bbbbbbbbbbb of sandbox bbbbbbbbbbbbbbbb",
-            "interface spn-stray"
-        ]);
+        assert_eq!(
+            removed,
+            [
+                "address of sandbox bbbbbbbbbbbbbbbb",
+                "interface spn-bbbbbbbbbbb of sandbox bbbbbbbbbbbbbbbb",
+                "interface spn-stray"
+            ]
+        );
         assert_eq!(network.attachment(&a.id).await.expect("ask"), Some(a.attachment.clone()));
         assert!(world.internet.tcp(HOST4, 8080).await.is_ok());
         assert!(world.host.tcp("::1", 8080).await.is_ok(), "the port is held again");
@@ -211,7 +214,8 @@ fn after_a_restart_the_living_go_on_and_the_dead_leave_nothing() {
         network.close().await.expect("close");
         assert_eq!(world.host.tool("nft list ruleset").await, "");
         assert!(!world.host.tool("ip -br link").await.contains("spn-"));
-        let routes = world.host.tool("ip route show table all").await + &world.host.tool("ip -6 route show table all").await;
+        let routes =
+            world.host.tool("ip route show table all").await + &world.host.tool("ip -6 route show table all").await;
         assert!(!routes.contains("spn-") && !routes.contains("10.187"), "{routes}");
         let left: Vec<_> = std::fs::read_dir(world.lease_dir("sampan")).expect("dir").flatten().collect();
         assert!(left.iter().all(|entry| entry.file_name() == "cursor"), "{left:?}");
@@ -278,15 +282,76 @@ fn a_pool_in_use_by_the_host_is_refused_by_name_or_passed_over() {
 }
 
 #[test]
-fn firewalls_of_others_are_told_of() {
+fn the_shared_firewall_lets_sandboxes_through_and_others_are_told_of() {
     World::play(async |world: World| {
+        world.internet.serve("internet", 7000).await;
+        for family in ["ip", "ip6"] {
+            world.host.tool(&format!("nft add table {family} filter")).await;
+            let chain = "{ type filter hook forward priority 0 ; policy drop ; }";
+            world.host.tool(&format!("nft add chain {family} filter FORWARD {chain}")).await;
+        }
         let network = world.open("sampan").await;
-        assert!(network.obstacles().await.expect("ask").is_empty(), "our own table is none");
-        world.host.tool("nft add table ip filter").await;
-        world.host.tool("nft add chain ip filter FORWARD { type filter hook forward priority 0 ; policy drop ; }").await;
+        let a = Pod::start(&network, "aaaaaaaaaaaaaaaa", &[port("8080:80")]).await;
+        let all_ways = async || {
+            a.inside.tcp(INTERNET4, 7000).await.is_ok()
+                && a.inside.tcp(INTERNET6, 7000).await.is_ok()
+                && world.internet.tcp(HOST4, 8080).await.is_ok()
+                && world.internet.tcp(HOST6, 8080).await.is_ok()
+        };
+        assert!(all_ways().await, "as with docker or ufw on the machine");
+        network.mend().await.expect("mend");
+        let rules = world.host.tool("nft list chain ip filter FORWARD").await;
+        assert_eq!(rules.matches("spn-*").count(), 2, "not twice: {rules}");
+        world.host.tool("nft flush chain ip filter FORWARD").await;
+        network.mend().await.expect("mend");
+        assert!(all_ways().await, "after a reload");
+
+        assert!(network.obstacles().await.expect("ask").is_empty(), "neither our own table nor the shared one");
+        world.host.tool("nft add table inet fortress").await;
+        world
+            .host
+            .tool("nft add chain inet fortress gate { type filter hook forward priority 0 ; policy drop ; }")
+            .await;
         let found = network.obstacles().await.expect("ask");
         assert_eq!(found.len(), 1);
-        assert!(found[0].to_string().starts_with("chain FORWARD of table filter drops"), "{}", found[0]);
+        assert!(found[0].to_string().starts_with("chain gate of table fortress drops"), "{}", found[0]);
+
+        network.reconcile(&keep(&[])).await.expect("reconcile");
+        network.close().await.expect("close");
+        let rules = world.host.tool("nft list ruleset").await;
+        assert!(!rules.contains("spn-"), "{rules}");
+    });
+}
+
+#[test]
+fn a_stream_of_datagrams_finds_the_sandbox_that_has_the_port_now() {
+    World::play(async |world: World| {
+        let network = world.open("sampan").await;
+        let ports = [port("8090:80/udp")];
+        // One sender that never changes its own port, as a log shipper does.
+        let sender = world.internet.run(|| std::net::UdpSocket::bind("0.0.0.0:5000").expect("bind")).await;
+        let ask = async |patience: u64| {
+            let sender = sender.try_clone().expect("clone");
+            world
+                .internet
+                .run(move || {
+                    let mut buffer = [0; 64];
+                    sender.set_read_timeout(Some(std::time::Duration::from_millis(patience))).expect("timeout");
+                    sender.send_to(b"hello", (HOST4, 8090)).expect("send");
+                    let length = sender.recv(&mut buffer).ok()?;
+                    Some(String::from_utf8_lossy(&buffer[..length]).into_owned())
+                })
+                .await
+        };
+        // Neighbours know each other first, so that no datagram is kept back and answered to the next question.
+        assert_eq!(world.internet.tcp(HOST4, 8090).await, Err(ErrorKind::ConnectionRefused));
+        assert_eq!(ask(50).await, None, "before there is anybody");
+        let a = Pod::start(&network, "aaaaaaaaaaaaaaaa", &ports).await;
+        assert_eq!(ask(1500).await, Some(format!("{} {INTERNET4}", a.id)));
+        network.detach(&a.id).await.expect("detach");
+        assert_eq!(ask(50).await, None, "the way to the old one is closed");
+        let b = Pod::start(&network, "bbbbbbbbbbbbbbbb", &ports).await;
+        assert_eq!(ask(1500).await, Some(format!("{} {INTERNET4}", b.id)));
     });
 }
 

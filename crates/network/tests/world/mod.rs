@@ -136,8 +136,7 @@ impl World {
     /// are the host's.
     pub fn play<F: Future<Output = ()>>(test: impl FnOnce(World) -> F + Send) {
         namespace::in_new_network(|| {
-            let runtime =
-                tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
             runtime.block_on(async {
                 let host = Namespace(Arc::new(namespace::current_network().expect("own namespace")));
                 let world = World {
