@@ -1,4 +1,4 @@
-//! Removes what has served its purpose: finished `--rm` pods and old events.
+//! Removes what has served its purpose: finished `--rm` pods. Old events are the API server's own housekeeping.
 
 use std::time::Duration;
 
@@ -11,8 +11,6 @@ use serde_json::Value;
 const REMOVE_ANNOTATION: &str = "/metadata/annotations/sampan.dev~1remove-when-finished";
 /// How long a finished `--rm` pod waits for its client to read the exit code.
 const FINISHED_KEPT: Duration = Duration::from_secs(30);
-/// Events are kept as long as Kubernetes keeps them.
-const EVENTS_KEPT: Duration = Duration::from_secs(3600);
 /// How often is looked.
 const INTERVAL: Duration = Duration::from_secs(10);
 
@@ -34,13 +32,6 @@ pub async fn sweep(store: &Store, now: Timestamp) -> Result<(), StoreError> {
     for object in store.list("pods", None).await?.0 {
         if is_due(&object.value, now) {
             mark_deleted(store, &object, now).await?;
-        }
-    }
-    for object in store.list("events", None).await?.0 {
-        let last = ["/lastTimestamp", "/eventTime", "/metadata/creationTimestamp"];
-        let time = last.iter().find_map(|path| object.value.pointer(path)?.as_str()?.parse::<Timestamp>().ok());
-        if time.is_some_and(|time| time + EVENTS_KEPT < now) {
-            ignore_races(store.delete(&object.key, Some(object.revision)).await.map(drop))?;
         }
     }
     Ok(())
@@ -81,7 +72,7 @@ mod tests {
     use serde_json::json;
 
     #[tokio::test]
-    async fn finished_pods_and_old_events_go() {
+    async fn finished_pods_go() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(&folder.path().join("store.db")).unwrap();
         let pod = |phase: &str| {
@@ -94,13 +85,10 @@ mod tests {
         let key = |name: &str| Key::namespaced("pods", "default", name);
         store.create(key("done"), pod("Succeeded")).await.unwrap();
         store.create(key("busy"), pod("Running")).await.unwrap();
-        let event = Key::namespaced("events", "default", "old");
-        store.create(event.clone(), json!({"metadata": {}, "lastTimestamp": "2026-01-01T00:00:00Z"})).await.unwrap();
         sweep(&store, "2026-01-01T00:00:20Z".parse().unwrap()).await.unwrap();
         assert!(store.get(&key("done")).await.unwrap().unwrap().value["metadata"].get("deletionTimestamp").is_none());
         sweep(&store, "2026-01-01T02:00:00Z".parse().unwrap()).await.unwrap();
         assert!(store.get(&key("done")).await.unwrap().unwrap().value["metadata"].get("deletionTimestamp").is_some());
         assert!(store.get(&key("busy")).await.unwrap().unwrap().value["metadata"].get("deletionTimestamp").is_none());
-        assert!(store.get(&event).await.unwrap().is_none());
     }
 }

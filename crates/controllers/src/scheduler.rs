@@ -92,9 +92,10 @@ impl Scheduler {
         loop {
             let revision = self.reload().await?;
             self.retry_waiting().await;
-            let watches = self.store.watch("pods", None, revision).and_then(|pods| {
-                self.store.watch("nodes", None, revision).map(|nodes| (pods, nodes))
-            });
+            let watches = self
+                .store
+                .watch("pods", None, revision)
+                .and_then(|pods| self.store.watch("nodes", None, revision).map(|nodes| (pods, nodes)));
             let (mut pods, mut nodes) = match watches {
                 Ok(watches) => watches,
                 Err(StoreError::Closed) => return Ok(()),

@@ -38,7 +38,8 @@ impl Quantity {
             return Err(fail("there is more than one decimal point"));
         }
         let (multiplier, divisor) = scale(suffix).ok_or_else(|| fail("the suffix is unknown"))?;
-        let thousandths = exact_thousandths(whole, fraction, multiplier, divisor).ok_or_else(|| fail("it is too large"))?;
+        let thousandths =
+            exact_thousandths(whole, fraction, multiplier, divisor).ok_or_else(|| fail("it is too large"))?;
         Ok(Self { thousandths: if negative { -thousandths } else { thousandths } })
     }
 

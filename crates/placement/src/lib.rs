@@ -203,7 +203,8 @@ fn quantity(value: Option<Value>, unit: impl Fn(Quantity) -> i64) -> Result<u64,
 pub fn node(object: &Value) -> Result<Node, QuantityError> {
     let amount = |name: &str| object.pointer("/status/allocatable").and_then(|map| map.get(name)).cloned();
     let labels = object.pointer("/metadata/labels").and_then(Value::as_object).into_iter().flatten();
-    let conditions = object.pointer("/status/conditions").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let conditions =
+        object.pointer("/status/conditions").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
     let is = |condition: &Value, key: &str, value: &str| condition.get(key).and_then(Value::as_str) == Some(value);
     let ready = conditions.iter().any(|condition| is(condition, "type", "Ready") && is(condition, "status", "True"));
     let cordoned = object.pointer("/spec/unschedulable").and_then(Value::as_bool) == Some(true);

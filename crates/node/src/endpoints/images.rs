@@ -1,0 +1,107 @@
+//! Images: list, pull with progress, remove.
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use http::{Request, StatusCode};
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::Frame;
+use sampan_apiserver::Body;
+use sampan_image::{ImageError, ProgressSender, PullPolicy};
+use sampan_kit::error_chain::ErrorChain;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+
+use super::{Answer, json_response, response};
+use crate::limits::{PROGRESS_QUEUE, PULL_REQUEST_BYTES_MAX};
+use crate::link::refuse;
+use crate::node::Node;
+
+#[derive(Debug, Deserialize)]
+struct PullRequest {
+    reference: String,
+    policy: Option<String>,
+}
+
+impl Node {
+    pub(super) async fn list_images(&self) -> Answer {
+        let images = self.services.images.list().await;
+        let images = images.map_err(|error| refused(&error))?;
+        let list: Vec<Value> = images
+            .iter()
+            .map(|image| {
+                json!({
+                    "id": image.id.to_string(), "references": image.references,
+                    "digest": image.manifest_digest.to_string(), "createdAt": image.created,
+                    "sizeBytes": image.size_bytes, "architecture": image.architecture, "inUse": image.in_use,
+                })
+            })
+            .collect();
+        Ok(json_response(StatusCode::OK, &json!({"images": list})))
+    }
+
+    pub(super) async fn remove_image(&self, reference: &str) -> Answer {
+        let removed = self.services.images.remove(reference).await.map_err(|error| refused(&error))?;
+        Ok(json_response(StatusCode::OK, &json!({"removed": removed.removed, "freedBytes": removed.freed_bytes})))
+    }
+
+    /// Pulls an image and streams what happens, a JSON object a line.
+    pub(super) async fn pull_image(&self, request: Request<Body>) -> Answer {
+        let bad = |message: String| refuse(StatusCode::BAD_REQUEST, "BadRequest", message);
+        let mut stream = request.into_body();
+        let mut body = Vec::new();
+        while let Some(frame) = stream.frame().await {
+            let frame = frame.map_err(|error| bad(format!("the request cannot be read: {error}")))?;
+            body.extend_from_slice(&frame.into_data().unwrap_or_default());
+            if body.len() > PULL_REQUEST_BYTES_MAX {
+                return Err(bad(format!("the request is longer than {PULL_REQUEST_BYTES_MAX} bytes")));
+            }
+        }
+        let wanted: PullRequest =
+            serde_json::from_slice(&body).map_err(|error| bad(format!("the request is not valid: {error}")))?;
+        let policy = match wanted.policy.as_deref() {
+            None | Some("Always") => PullPolicy::Always,
+            Some("IfNotPresent") => PullPolicy::IfNotPresent,
+            Some(other) => return Err(bad(format!("{other:?} is not a policy; use Always or IfNotPresent"))),
+        };
+        let (lines, answer) = mpsc::channel::<String>(PROGRESS_QUEUE);
+        tokio::spawn(pull(self.clone(), wanted.reference, policy, lines));
+        let stream = futures_util::stream::unfold(answer, |mut answer| async move {
+            let line = answer.recv().await?;
+            Some((Ok(Frame::data(Bytes::from(line))), answer))
+        });
+        Ok(response(StatusCode::OK, "application/x-ndjson", StreamBody::new(stream.boxed()).boxed_unsync()))
+    }
+}
+
+async fn pull(node: Node, reference: String, policy: PullPolicy, lines: mpsc::Sender<String>) {
+    let (progress, mut reports) = ProgressSender::channel();
+    let forward = async {
+        while let Some(report) = reports.recv().await {
+            let line = serde_json::to_string(&report).unwrap_or_default();
+            if lines.send(format!("{line}\n")).await.is_err() {
+                tracing::trace!("the client of a pull went away; the pull goes on");
+            }
+        }
+    };
+    let (result, ()) = tokio::join!(node.services.images.ensure(&reference, policy, progress), forward);
+    let last = match result {
+        Ok(image) => json!({"done": {
+            "id": image.id.to_string(), "digest": image.manifest_digest.to_string(), "reference": image.reference,
+        }}),
+        Err(error) => json!({"error": ErrorChain(&error).to_string()}),
+    };
+    if lines.send(format!("{last}\n")).await.is_err() {
+        tracing::trace!("the client of a pull went away before its end");
+    }
+}
+
+fn refused(error: &ImageError) -> sampan_apiserver::NodeLinkError {
+    let line = ErrorChain(error).to_string();
+    match error {
+        ImageError::Unknown { .. } => refuse(StatusCode::NOT_FOUND, "NotFound", line),
+        ImageError::InUse { .. } => refuse(StatusCode::CONFLICT, "Conflict", line),
+        ImageError::Reference { .. } => refuse(StatusCode::BAD_REQUEST, "BadRequest", line),
+        _ => refuse(StatusCode::INTERNAL_SERVER_ERROR, "InternalError", line),
+    }
+}

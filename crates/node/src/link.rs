@@ -1,0 +1,222 @@
+//! What the API server asks of the node: logs, execs, attaches, and the node's own endpoints.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures_util::{FutureExt, StreamExt, TryFutureExt};
+use http::StatusCode;
+use jiff::Timestamp;
+use sampan_apiserver::{
+    AttachOptions, Body, ExecOptions, LogOptions, LogStream, NodeLink, NodeLinkError, PodRef, RemoteExit,
+    RemoteStreams, TerminalSize,
+};
+use sampan_kit::error_chain::ErrorChain;
+use sampan_runtime::pod::{Pod, log_path};
+use sampan_sandbox::{ExecSpec, ExecStatus, SandboxError, StartError, Terminal};
+use tokio::sync::{mpsc, watch};
+
+use crate::logs::{Query, Reader, Stream};
+use crate::node::Node;
+use crate::worker::{ContainerView, View};
+
+/// Sizes of a client's terminal waiting to be applied.
+const RESIZES_QUEUED: usize = 8;
+
+/// Refuses with a status, its reason and one line.
+pub(crate) fn refuse(status: StatusCode, reason: &'static str, message: impl Into<String>) -> NodeLinkError {
+    NodeLinkError { status, reason, message: message.into() }
+}
+
+fn internal(what: &str, error: &(dyn std::error::Error + 'static)) -> NodeLinkError {
+    refuse(StatusCode::INTERNAL_SERVER_ERROR, "InternalError", format!("{what}: {}", ErrorChain(error)))
+}
+
+pub(crate) fn sandbox_refusal(error: &SandboxError) -> NodeLinkError {
+    match error {
+        SandboxError::NoSuchContainer { .. } | SandboxError::AgentGone => {
+            refuse(StatusCode::BAD_REQUEST, "BadRequest", ErrorChain(error).to_string())
+        }
+        SandboxError::NoSuchPath { .. } => refuse(StatusCode::NOT_FOUND, "NotFound", error.to_string()),
+        _ => internal("the sandbox cannot do it", error),
+    }
+}
+
+impl Node {
+    pub(crate) fn view(&self, pod: &PodRef) -> Result<watch::Receiver<View>, NodeLinkError> {
+        let missing = || {
+            let message = format!("pod {}/{} is not on this node yet; try again", pod.namespace, pod.name);
+            refuse(StatusCode::BAD_REQUEST, "BadRequest", message)
+        };
+        Ok(self.worker(&pod.uid).ok_or_else(missing)?.view)
+    }
+
+    /// The live pod, with the named container running.
+    pub(crate) fn running(&self, pod: &PodRef, container: &str) -> Result<Arc<Pod>, NodeLinkError> {
+        let view = self.view(pod)?;
+        let view = view.borrow();
+        let is_running = view.containers.get(container).is_some_and(|container| container.running);
+        view.pod.clone().filter(|_| is_running).ok_or_else(|| {
+            let message = format!("container {container} of pod {}/{} is not running", pod.namespace, pod.name);
+            refuse(StatusCode::BAD_REQUEST, "BadRequest", message)
+        })
+    }
+
+    /// The run whose log is wanted. A follower waits for the first one to begin.
+    async fn attempt(
+        &self,
+        pod: &PodRef,
+        options: &LogOptions,
+        view: &mut watch::Receiver<View>,
+    ) -> Result<u32, NodeLinkError> {
+        let name = &options.container;
+        let look = |view: &View| view.containers.get(name).copied().unwrap_or_default();
+        let mut container = look(&view.borrow());
+        if options.follow && !options.previous && !container.started && !container.over {
+            let began = view.wait_for(|view| look(view).started || look(view).over).await;
+            container = began.map(|view| look(&view)).unwrap_or_default();
+        }
+        let ContainerView { attempt, started, .. } = container;
+        if options.previous {
+            let missing = || {
+                let message = format!("previous terminated container {name:?} in pod {:?} not found", pod.name);
+                refuse(StatusCode::BAD_REQUEST, "BadRequest", message)
+            };
+            return attempt.checked_sub(1).ok_or_else(missing);
+        }
+        if !started {
+            let message = format!("container {name:?} in pod {:?} is waiting to start or never ran", pod.name);
+            return Err(refuse(StatusCode::BAD_REQUEST, "BadRequest", message));
+        }
+        Ok(attempt)
+    }
+}
+
+#[async_trait]
+impl NodeLink for Node {
+    async fn logs(&self, pod: &PodRef, options: LogOptions) -> Result<LogStream, NodeLinkError> {
+        let mut view = self.view(pod)?;
+        let attempt = self.attempt(pod, &options, &mut view).await?;
+        let path = log_path(&self.services.runtime.log_folder(&pod.uid), &options.container, attempt);
+        let ago = options.since_seconds.map(|seconds| Timestamp::now() - Duration::from_secs(seconds));
+        let query = Query {
+            stream: match options.stream.as_deref() {
+                Some("Stdout") => Stream::Stdout,
+                Some("Stderr") => Stream::Stderr,
+                _ => Stream::All,
+            },
+            since: options.since_time.or(ago),
+            tail_lines: options.tail_lines,
+            timestamps: options.timestamps,
+            limit_bytes: options.limit_bytes,
+        };
+        let follow = options.follow.then(|| (view, options.container.clone(), attempt));
+        let reader = match Reader::open(&path, query, follow).await {
+            Ok(reader) => reader,
+            // A run that failed before its program began has no log.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(futures_util::stream::empty().boxed()),
+            Err(error) => return Err(internal("the log cannot be read", &error)),
+        };
+        let chunks = futures_util::stream::try_unfold(reader, |mut reader| async move {
+            Ok(reader.next().await?.map(|bytes| (bytes, reader)))
+        });
+        Ok(chunks.boxed())
+    }
+
+    async fn exec(&self, pod: &PodRef, options: ExecOptions) -> Result<RemoteStreams, NodeLinkError> {
+        let container = options.container.unwrap_or_default();
+        let live = self.running(pod, &container)?;
+        let spec = ExecSpec {
+            command: options.command,
+            env: if options.tty { vec![("TERM".to_owned(), "xterm".to_owned())] } else { Vec::new() },
+            tty: options.tty,
+            stdin: options.stdin,
+            ..ExecSpec::default()
+        };
+        let process = match live.sandbox().exec(&container, spec).await {
+            Ok(process) => process,
+            Err(StartError::Sandbox(error)) => return Err(sandbox_refusal(&error)),
+            Err(error) => return Ok(failed_start(&error)),
+        };
+        let exit = process.exit.map(|status| match status {
+            ExecStatus::Ended { code, .. } => RemoteExit::Code(code),
+            ExecStatus::Lost => RemoteExit::Failed("the sandbox ended, and the command with it".to_owned()),
+        });
+        Ok(RemoteStreams {
+            stdin: process.stdin.map(|stdin| Box::new(stdin) as _),
+            stdout: process.stdout.map(|stdout| Box::new(stdout) as _),
+            stderr: process.stderr.map(|stderr| Box::new(stderr) as _),
+            resize: process.terminal.map(exec_resizer),
+            exit: exit.boxed(),
+        })
+    }
+
+    async fn attach(&self, pod: &PodRef, options: AttachOptions) -> Result<RemoteStreams, NodeLinkError> {
+        let container = options.container.unwrap_or_default();
+        let mut view = self.view(pod)?;
+        let started = |view: &View| view.containers.get(&container).is_some_and(|c| c.running || c.over || c.started);
+        if view.wait_for(started).await.is_err() {
+            return Err(refuse(StatusCode::BAD_REQUEST, "BadRequest", "the pod ended before it could be attached to"));
+        }
+        let live = self.running(pod, &container)?;
+        let attempt = view.borrow().containers.get(&container).map_or(0, |container| container.attempt);
+        let attached = live.sandbox().attach(&container).map_err(|error| sandbox_refusal(&error)).await?;
+        let name = container.clone();
+        let exit = async move {
+            let is_over =
+                |view: &View| view.containers.get(&name).is_none_or(|now| now.attempt != attempt || !now.running);
+            if view.wait_for(is_over).await.is_err() {
+                tracing::trace!("the pod's worker ended while a client was attached");
+            }
+            RemoteExit::Code(0)
+        };
+        Ok(RemoteStreams {
+            stdin: options.stdin.then(|| Box::new(attached.stdin) as _),
+            stdout: options.stdout.then(|| Box::new(attached.stdout) as _),
+            stderr: (options.stderr && !options.tty).then(|| Box::new(attached.stderr) as _),
+            resize: options.tty.then(|| attach_resizer(live, container)),
+            exit: exit.boxed(),
+        })
+    }
+
+    async fn proxy(&self, request: http::Request<Body>) -> http::Response<Body> {
+        self.serve_endpoint(request).await
+    }
+}
+
+/// A command that could not be started answers as a shell would: with its exit code and one line on standard error.
+fn failed_start(error: &StartError) -> RemoteStreams {
+    let line = format!("{}\n", ErrorChain(error));
+    RemoteStreams {
+        stdin: None,
+        stdout: None,
+        stderr: Some(Box::new(io::Cursor::new(line.into_bytes()))),
+        resize: None,
+        exit: futures_util::future::ready(RemoteExit::Code(error.exit_code())).boxed(),
+    }
+}
+
+fn attach_resizer(pod: Arc<Pod>, container: String) -> mpsc::Sender<TerminalSize> {
+    let (sender, mut sizes) = mpsc::channel::<TerminalSize>(RESIZES_QUEUED);
+    tokio::spawn(async move {
+        while let Some(size) = sizes.recv().await {
+            if let Err(error) = pod.sandbox().resize(&container, size.columns, size.rows).await {
+                tracing::debug!(%error, "a container's terminal could not be resized");
+            }
+        }
+    });
+    sender
+}
+
+fn exec_resizer(terminal: Terminal) -> mpsc::Sender<TerminalSize> {
+    let (sender, mut sizes) = mpsc::channel::<TerminalSize>(RESIZES_QUEUED);
+    tokio::spawn(async move {
+        while let Some(size) = sizes.recv().await {
+            if let Err(error) = terminal.resize(size.columns, size.rows) {
+                tracing::debug!(%error, "a terminal could not be resized");
+            }
+        }
+    });
+    sender
+}

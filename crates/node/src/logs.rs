@@ -1,0 +1,303 @@
+//! Reading container logs: the CRI format, from the end, from a time, or as it is written.
+//!
+//! A line on disk is `2026-11-21T13:00:00.123456789Z stdout F text`; `P` instead of `F` marks a piece of a longer line.
+//! What a client gets are the bytes that the container wrote. Source: Kubernetes' CRI logging design
+//! (`pkg/kubelet/kuberuntime/logs`).
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use bytes::{Bytes, BytesMut};
+use jiff::Timestamp;
+use rustix::fs::inotify;
+use tokio::fs::File;
+use tokio::io::{AsyncReadExt, AsyncSeekExt};
+use tokio::net::unix::pipe::Receiver;
+use tokio::sync::watch;
+
+use crate::limits::{LOG_CHUNK_BYTES, LOG_LINE_BYTES_MAX};
+use crate::worker::View;
+
+/// Which of a container's streams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stream {
+    All,
+    Stdout,
+    Stderr,
+}
+
+/// What a client asked for.
+#[derive(Debug, Clone)]
+pub(crate) struct Query {
+    pub(crate) stream: Stream,
+    pub(crate) since: Option<Timestamp>,
+    pub(crate) tail_lines: Option<u64>,
+    pub(crate) timestamps: bool,
+    pub(crate) limit_bytes: Option<u64>,
+}
+
+/// One line or piece of a line, borrowed from the file's bytes.
+struct Entry<'bytes> {
+    time: &'bytes [u8],
+    stream: Stream,
+    partial: bool,
+    text: &'bytes [u8],
+}
+
+fn parse(line: &[u8]) -> Option<Entry<'_>> {
+    let mut fields = line.splitn(4, |byte| *byte == b' ');
+    let time = fields.next()?;
+    let stream = match fields.next()? {
+        b"stdout" => Stream::Stdout,
+        b"stderr" => Stream::Stderr,
+        _ => return None,
+    };
+    let partial = fields.next()?.starts_with(b"P");
+    Some(Entry { time, stream, partial, text: fields.next().unwrap_or_default() })
+}
+
+/// Turns bytes of a log file into bytes for the client.
+#[derive(Debug)]
+struct Filter {
+    query: Query,
+    pending: BytesMut,
+    /// The last entry let through was a piece: the next one of its stream goes on with the line.
+    inside_line: [bool; 2],
+    sent_bytes: u64,
+}
+
+impl Filter {
+    fn new(query: Query) -> Self {
+        Self { query, pending: BytesMut::new(), inside_line: [false; 2], sent_bytes: 0 }
+    }
+
+    fn is_done(&self) -> bool {
+        self.query.limit_bytes.is_some_and(|limit| self.sent_bytes >= limit)
+    }
+
+    /// Takes bytes of the file, returns what is complete of them.
+    fn feed(&mut self, bytes: &[u8]) -> Bytes {
+        self.pending.extend_from_slice(bytes);
+        let mut out = BytesMut::new();
+        while let Some(end) = self.pending.iter().position(|byte| *byte == b'\n') {
+            let line = self.pending.split_to(end + 1);
+            self.one(line.get(..end).unwrap_or_default(), &mut out);
+        }
+        if self.pending.len() > LOG_LINE_BYTES_MAX {
+            tracing::warn!("a log file holds a line that no agent writes; it is skipped");
+            self.pending.clear();
+        }
+        if let Some(limit) = self.query.limit_bytes {
+            let room = usize::try_from(limit.saturating_sub(self.sent_bytes)).unwrap_or(usize::MAX);
+            out.truncate(room);
+        }
+        self.sent_bytes += out.len() as u64;
+        out.freeze()
+    }
+
+    fn one(&mut self, line: &[u8], out: &mut BytesMut) {
+        let Some(entry) = parse(line) else { return };
+        if self.query.stream != Stream::All && entry.stream != self.query.stream {
+            return;
+        }
+        if let Some(since) = self.query.since
+            && !std::str::from_utf8(entry.time)
+                .ok()
+                .and_then(|time| time.parse::<Timestamp>().ok())
+                .is_some_and(|time| time >= since)
+        {
+            return;
+        }
+        let Some(inside) = self.inside_line.get_mut(usize::from(entry.stream == Stream::Stderr)) else { return };
+        if self.query.timestamps && !*inside {
+            out.extend_from_slice(entry.time);
+            out.extend_from_slice(b" ");
+        }
+        *inside = entry.partial;
+        out.extend_from_slice(entry.text);
+        if !entry.partial {
+            out.extend_from_slice(b"\n");
+        }
+    }
+}
+
+/// Where the last `lines` lines of the wanted stream begin, found by reading backwards.
+async fn tail_start(file: &mut File, lines: u64, stream: Stream) -> io::Result<u64> {
+    let mut position = file.metadata().await?.len();
+    let (mut found, mut carried) = (0_u64, Vec::new());
+    let mut start = position;
+    while position > 0 {
+        let step = position.min(LOG_CHUNK_BYTES as u64);
+        position -= step;
+        file.seek(io::SeekFrom::Start(position)).await?;
+        let mut chunk = vec![0; usize::try_from(step).unwrap_or(LOG_CHUNK_BYTES)];
+        file.read_exact(&mut chunk).await?;
+        chunk.extend_from_slice(&carried);
+        let mut end = chunk.len();
+        while let Some(newline) =
+            chunk.get(..end.saturating_sub(1)).and_then(|head| head.iter().rposition(|byte| *byte == b'\n'))
+        {
+            if counts(chunk.get(newline + 1..end).unwrap_or_default(), stream) {
+                found += 1;
+                if found > lines {
+                    return Ok(start);
+                }
+            }
+            start = position + newline as u64 + 1;
+            end = newline + 1;
+        }
+        carried = chunk.get(..end).unwrap_or_default().to_vec();
+        if carried.len() > 2 * LOG_LINE_BYTES_MAX {
+            return Ok(position);
+        }
+    }
+    Ok(if counts(&carried, stream) && found >= lines { start } else { 0 })
+}
+
+/// A whole line of the stream ends here.
+fn counts(line: &[u8], stream: Stream) -> bool {
+    let line = line.strip_suffix(b"\n").unwrap_or(line);
+    parse(line).is_some_and(|entry| !entry.partial && (stream == Stream::All || entry.stream == stream))
+}
+
+/// Reads one run's log to its end, or for as long as the container runs.
+pub(crate) struct Reader {
+    path: PathBuf,
+    file: File,
+    filter: Filter,
+    follow: Option<Follow>,
+    buffer: Vec<u8>,
+}
+
+/// What a follower waits for.
+struct Follow {
+    changes: Receiver,
+    view: watch::Receiver<View>,
+    container: String,
+    attempt: u32,
+}
+
+impl Reader {
+    /// Opens a log; `follow` names the container and run to be followed and where its state is seen.
+    pub(crate) async fn open(
+        path: &Path,
+        query: Query,
+        follow: Option<(watch::Receiver<View>, String, u32)>,
+    ) -> io::Result<Self> {
+        let mut file = File::open(path).await?;
+        if let Some(lines) = query.tail_lines {
+            let start = tail_start(&mut file, lines, query.stream).await?;
+            file.seek(io::SeekFrom::Start(start)).await?;
+        }
+        let follow = match follow {
+            Some((view, container, attempt)) => {
+                let changes = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
+                inotify::add_watch(&changes, path, inotify::WatchFlags::MODIFY)?;
+                Some(Follow { changes: Receiver::from_owned_fd_unchecked(changes)?, view, container, attempt })
+            }
+            None => None,
+        };
+        Ok(Self { path: path.to_owned(), file, filter: Filter::new(query), follow, buffer: vec![0; LOG_CHUNK_BYTES] })
+    }
+
+    /// The next bytes for the client; `None` at the end.
+    pub(crate) async fn next(&mut self) -> io::Result<Option<Bytes>> {
+        while !self.filter.is_done() {
+            // Asked before reading: what was written before the end is then read before it is believed.
+            let ended = self.follow.as_ref().is_none_or(Follow::has_ended);
+            let read = self.file.read(&mut self.buffer).await?;
+            if read > 0 {
+                let bytes = self.filter.feed(self.buffer.get(..read).unwrap_or_default());
+                if !bytes.is_empty() {
+                    return Ok(Some(bytes));
+                }
+                continue;
+            }
+            match &mut self.follow {
+                Some(follow) if !ended => follow.wait().await?,
+                _ => break,
+            }
+        }
+        tracing::trace!(path = %self.path.display(), "a log is read to its end");
+        Ok(None)
+    }
+}
+
+impl Follow {
+    /// The run is over, and with it its log: the agent reports an end only after the last byte is written.
+    fn has_ended(&self) -> bool {
+        let view = self.view.borrow();
+        let closed = self.view.has_changed().is_err();
+        let running = view
+            .containers
+            .get(&self.container)
+            .is_some_and(|container| container.attempt == self.attempt && (container.running || !container.started));
+        closed || !running
+    }
+
+    async fn wait(&mut self) -> io::Result<()> {
+        tokio::select! {
+            ready = self.changes.readable() => {
+                ready?;
+                let mut events = [0_u8; 4096];
+                while self.changes.try_read(&mut events).is_ok_and(|read| read > 0) {}
+            }
+            changed = self.view.changed() => {
+                if changed.is_err() {
+                    tracing::trace!("the pod's worker ended");
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Query, Reader, Stream};
+    use std::io::Write;
+
+    const LOG: &str = "2026-11-21T13:00:00.000000001Z stdout F one\n\
+                       2026-11-21T13:00:01.000000000Z stderr F oops\n\
+                       2026-11-21T13:00:02.000000000Z stdout P tw\n\
+                       2026-11-21T13:00:02.000000001Z stdout F o\n\
+                       garbage\n\
+                       2026-11-21T13:00:03.000000000Z stdout F \n";
+
+    fn query() -> Query {
+        Query { stream: Stream::All, since: None, tail_lines: None, timestamps: false, limit_bytes: None }
+    }
+
+    async fn read(query: Query) -> String {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(LOG.as_bytes()).unwrap();
+        let mut reader = Reader::open(file.path(), query, None).await.unwrap();
+        let mut text = Vec::new();
+        while let Some(bytes) = reader.next().await.unwrap() {
+            text.extend_from_slice(&bytes);
+        }
+        String::from_utf8(text).unwrap()
+    }
+
+    #[tokio::test]
+    async fn gives_back_what_was_written() {
+        assert_eq!(read(query()).await, "one\noops\ntwo\n\n");
+        assert_eq!(read(Query { stream: Stream::Stderr, ..query() }).await, "oops\n");
+        assert_eq!(read(Query { limit_bytes: Some(6), ..query() }).await, "one\noo");
+        let since = Some("2026-11-21T13:00:02Z".parse().unwrap());
+        assert_eq!(read(Query { since, ..query() }).await, "two\n\n");
+        let timed = read(Query { timestamps: true, stream: Stream::Stdout, ..query() }).await;
+        assert!(
+            timed.starts_with("2026-11-21T13:00:00.000000001Z one\n2026-11-21T13:00:02.000000000Z two\n"),
+            "{timed}"
+        );
+    }
+
+    #[tokio::test]
+    async fn tails_count_whole_lines_of_the_stream() {
+        for (lines, text) in [(0, ""), (1, "\n"), (2, "two\n\n"), (3, "oops\ntwo\n\n"), (9, "one\noops\ntwo\n\n")] {
+            assert_eq!(read(Query { tail_lines: Some(lines), ..query() }).await, text, "{lines} lines");
+        }
+        assert_eq!(read(Query { tail_lines: Some(2), stream: Stream::Stdout, ..query() }).await, "two\n\n");
+    }
+}

@@ -1,0 +1,194 @@
+//! The node: takes up what survived, then follows the pods bound to it, one worker each.
+
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod as PodObject;
+use sampan_image::ImageStore;
+use sampan_kit::error_chain::ErrorChain;
+use sampan_runtime::journal::SandboxRow;
+use sampan_runtime::{Runtime, RuntimeError};
+use sampan_store::{Change, Key, Object, Store, StoreError};
+use serde_json::Value;
+
+use crate::machine::Machine;
+use crate::worker::{Found, Handle, Message, Services, Worker, tell};
+
+/// Why the node cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// The runtime failed.
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    /// The store failed.
+    #[error("the store cannot be used")]
+    Store(#[from] StoreError),
+    /// The machine cannot be looked at.
+    #[error("this machine cannot be looked at")]
+    Machine(#[source] std::io::Error),
+}
+
+/// How the node is named and where its data is.
+#[derive(Debug, Clone)]
+pub struct NodeConfig {
+    /// The node's name; the host name when not given.
+    pub name: Option<String>,
+    /// The service's data folder.
+    pub data_dir: PathBuf,
+}
+
+/// The node.
+#[derive(Debug, Clone)]
+pub struct Node {
+    pub(crate) services: Arc<Services>,
+    workers: Arc<Mutex<HashMap<String, Handle>>>,
+}
+
+impl Node {
+    /// Looks at the machine and registers its Node object.
+    pub async fn open(
+        config: &NodeConfig,
+        store: Store,
+        runtime: Runtime,
+        images: ImageStore,
+    ) -> Result<Self, NodeError> {
+        let machine = Machine::look(config.name.as_deref(), &config.data_dir).map_err(NodeError::Machine)?;
+        let key = Key::cluster("nodes", &machine.name);
+        let existing = store.get(&key).await?;
+        let object = machine.object(existing.as_ref().map(|object| &object.value), Timestamp::now());
+        match existing {
+            Some(existing) => store.update(&key, Some(existing.revision), object).await?,
+            None => store.create(key, object).await?,
+        };
+        let host_ip = machine.address.to_string();
+        let services = Arc::new(Services { store, runtime, images, node_name: machine.name, host_ip });
+        Ok(Self { services, workers: Arc::default() })
+    }
+
+    /// The node's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.services.node_name
+    }
+
+    /// Takes up what survived the last run, then follows changes until the store closes. What was removed from the host
+    /// because nobody owned it is logged.
+    pub async fn run(self) -> Result<(), NodeError> {
+        let mut rows = self.recover().await?;
+        let (pods, mut revision) = self.services.store.list("pods", None).await?;
+        let uids: HashSet<String> = pods.iter().filter_map(|object| uid(&object.value)).collect();
+        for leftover in self.services.runtime.forget_pods_except(&uids)? {
+            tracing::info!(leftover, "removed what no pod owns");
+        }
+        for object in pods {
+            self.deliver(object, &mut rows).await;
+        }
+        for (_, row) in rows.drain() {
+            tracing::info!(
+                sandbox = row.id,
+                pod = row.pod_name,
+                "removing the sandbox of a pod that is no longer there"
+            );
+            self.services.runtime.remove_row(&row).await?;
+        }
+        loop {
+            let watch = self.services.store.watch("pods", None, revision);
+            match watch {
+                Ok(mut watch) => loop {
+                    match watch.next().await {
+                        Ok(event) if event.kind == Change::Deleted => self.vanished(&event.object).await,
+                        Ok(event) => self.deliver(Arc::clone(&event.object), &mut rows).await,
+                        Err(StoreError::Closed) => return Ok(()),
+                        Err(error) => {
+                            tracing::warn!(error = %ErrorChain(&error), "the watch of pods broke; reading them again");
+                            break;
+                        }
+                    }
+                },
+                Err(StoreError::Closed) => return Ok(()),
+                Err(error) => {
+                    tracing::warn!(error = %ErrorChain(&error), "pods cannot be watched from here; reading them again")
+                }
+            }
+            revision = self.resync(&mut rows).await?;
+        }
+    }
+
+    /// Reads all pods again after a broken watch.
+    async fn resync(&self, rows: &mut HashMap<String, SandboxRow>) -> Result<u64, NodeError> {
+        let (pods, revision) = self.services.store.list("pods", None).await?;
+        let present: HashSet<String> = pods.iter().filter_map(|object| uid(&object.value)).collect();
+        for object in pods {
+            self.deliver(object, rows).await;
+        }
+        let gone: Vec<Handle> = {
+            let workers = self.workers();
+            workers.iter().filter(|(uid, _)| !present.contains(*uid)).map(|(_, handle)| handle.clone()).collect()
+        };
+        for handle in gone {
+            tell(&handle.queue, Message::Gone).await;
+        }
+        Ok(revision)
+    }
+
+    async fn recover(&self) -> Result<HashMap<String, SandboxRow>, NodeError> {
+        let recovered = self.services.runtime.recover().await?;
+        for leftover in recovered.removed {
+            tracing::info!(leftover, "removed what a killed service left half done");
+        }
+        Ok(recovered.ready.into_iter().map(|row| (row.pod_uid.clone(), row)).collect())
+    }
+
+    /// Hands a pod to its worker, which is made when there is none.
+    async fn deliver(&self, object: Arc<Object>, rows: &mut HashMap<String, SandboxRow>) {
+        let bound_to = object.value.pointer("/spec/nodeName").and_then(Value::as_str);
+        let Some(uid) = uid(&object.value) else { return };
+        if bound_to != Some(self.name()) {
+            return;
+        }
+        let known = self.workers().get(&uid).cloned();
+        if let Some(handle) = known {
+            if handle.queue.send(Message::Changed(Arc::clone(&object))).await.is_ok() {
+                return;
+            }
+            self.workers().remove(&uid);
+        }
+        match serde_json::from_value::<PodObject>(object.value.clone()) {
+            Ok(pod) => {
+                let found = rows.remove(&uid).map_or(Found::Nothing, Found::Row);
+                let handle = Worker::spawn(Arc::clone(&self.services), object, pod, found);
+                self.workers().insert(uid, handle);
+            }
+            Err(error) => tracing::error!(pod = %object.key, %error, "a stored pod cannot be read"),
+        }
+    }
+
+    async fn vanished(&self, object: &Object) {
+        let handle = uid(&object.value).and_then(|uid| self.workers().remove(&uid));
+        if let Some(handle) = handle
+            && handle.queue.send(Message::Gone).await.is_err()
+        {
+            tracing::trace!(pod = %object.key, "its worker had already ended");
+        }
+    }
+
+    /// The worker of a pod.
+    pub(crate) fn worker(&self, uid: &str) -> Option<Handle> {
+        self.workers().get(uid).cloned()
+    }
+
+    /// Every pod that has a worker.
+    pub(crate) fn all_workers(&self) -> Vec<(String, Handle)> {
+        self.workers().iter().map(|(uid, handle)| (uid.clone(), handle.clone())).collect()
+    }
+
+    fn workers(&self) -> MutexGuard<'_, HashMap<String, Handle>> {
+        self.workers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn uid(object: &Value) -> Option<String> {
+    object.pointer("/metadata/uid").and_then(Value::as_str).map(str::to_owned)
+}

@@ -1,0 +1,256 @@
+//! `status` of a Pod, from what its lifecycle knows; and back again after a restart of the service.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{
+    ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus, HostIP,
+    Pod, PodCondition, PodIP, PodStatus,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use crate::lifecycle::{Exit, Lifecycle, Phase, Role, Slot, State};
+use crate::spec;
+
+/// What the lifecycle does not know.
+#[derive(Debug, Clone, Default)]
+pub struct Surroundings {
+    /// The sandbox's id.
+    pub sandbox: Option<String>,
+    /// The pod's addresses.
+    pub pod_ips: Vec<String>,
+    /// The node's address.
+    pub host_ip: String,
+    /// When the node took the pod up.
+    pub start_time: Option<Timestamp>,
+    /// Image ids by container.
+    pub image_ids: BTreeMap<String, String>,
+    /// Why there is no sandbox: reason and one line.
+    pub sandbox_refusal: Option<(String, String)>,
+}
+
+/// The whole status.
+#[must_use]
+pub fn build(pod: &Pod, lifecycle: &Lifecycle, around: &Surroundings, now: Timestamp) -> PodStatus {
+    let phase = lifecycle.phase();
+    let statuses = |wanted: fn(Role) -> bool| {
+        let slots = lifecycle.slots.iter().filter(|slot| wanted(slot.role));
+        let list: Vec<_> = slots.map(|slot| container_status(pod, slot, around)).collect();
+        (!list.is_empty()).then_some(list)
+    };
+    let (reason, message) = match (&lifecycle.failure, &around.sandbox_refusal) {
+        (Some((reason, message)), _) => (Some(reason.clone()), Some(message.clone())),
+        (None, Some((reason, message))) if !phase.is_final() => (Some(reason.clone()), Some(message.clone())),
+        _ => (None, None),
+    };
+    PodStatus {
+        phase: Some(phase.as_str().to_owned()),
+        reason,
+        message,
+        conditions: Some(conditions(pod, lifecycle, phase, now)),
+        container_statuses: statuses(|role| role == Role::Main),
+        init_container_statuses: statuses(|role| role != Role::Main),
+        pod_ip: around.pod_ips.first().cloned(),
+        pod_ips: (!around.pod_ips.is_empty())
+            .then(|| around.pod_ips.iter().map(|ip| PodIP { ip: ip.clone() }).collect()),
+        host_ip: Some(around.host_ip.clone()),
+        host_ips: Some(vec![HostIP { ip: around.host_ip.clone() }]),
+        start_time: around.start_time.map(Time),
+        qos_class: Some(qos_class(pod).to_owned()),
+        ..PodStatus::default()
+    }
+}
+
+fn container_status(pod: &Pod, slot: &Slot, around: &Surroundings) -> ContainerStatus {
+    let image = pod.spec.as_ref().and_then(|spec| {
+        spec::containers(spec).find(|(_, container)| container.name == slot.name).and_then(|(_, c)| c.image.clone())
+    });
+    let id =
+        |attempt: u32| around.sandbox.as_ref().map(|sandbox| format!("sampan://{sandbox}/{}/{attempt}", slot.name));
+    let running = slot.is_running();
+    let finished_well = slot.role == Role::Init && slot.exit().is_some_and(|exit| exit.code == 0);
+    ContainerStatus {
+        name: slot.name.clone(),
+        image: image.unwrap_or_default(),
+        image_id: around.image_ids.get(&slot.name).cloned().unwrap_or_default(),
+        container_id: if slot.ever_started { id(slot.restarts) } else { None },
+        ready: running || finished_well,
+        started: Some(running),
+        restart_count: i32::try_from(slot.restarts).unwrap_or(i32::MAX),
+        state: Some(state(slot, around)),
+        last_state: match &slot.state {
+            State::Exited(_) => None,
+            _ => slot.last_exit.as_ref().map(|exit| terminated(exit, id(slot.restarts.saturating_sub(1)))),
+        },
+        ..ContainerStatus::default()
+    }
+}
+
+fn state(slot: &Slot, around: &Surroundings) -> ContainerState {
+    let waiting = |reason: &str, message: Option<String>| ContainerState {
+        waiting: Some(ContainerStateWaiting { reason: Some(reason.to_owned()), message }),
+        ..ContainerState::default()
+    };
+    match &slot.state {
+        State::Fresh | State::Starting => match &around.sandbox_refusal {
+            Some((_, message)) => waiting("ContainerCreating", Some(message.clone())),
+            None if slot.role == Role::Main && slot.state == State::Fresh => waiting("PodInitializing", None),
+            None => waiting("ContainerCreating", None),
+        },
+        State::Waiting { reason, message, .. } => waiting(reason, Some(message.clone())),
+        State::Running { since } => ContainerState {
+            running: Some(ContainerStateRunning { started_at: Some(Time(*since)) }),
+            ..ContainerState::default()
+        },
+        State::Exited(exit) => {
+            let id =
+                around.sandbox.as_ref().map(|sandbox| format!("sampan://{sandbox}/{}/{}", slot.name, slot.restarts));
+            terminated(exit, id)
+        }
+    }
+}
+
+fn terminated(exit: &Exit, container_id: Option<String>) -> ContainerState {
+    ContainerState {
+        terminated: Some(ContainerStateTerminated {
+            exit_code: exit.code,
+            signal: exit.signal,
+            reason: Some(exit.reason.clone()),
+            message: (!exit.message.is_empty()).then(|| exit.message.clone()),
+            started_at: exit.started_at.map(Time),
+            finished_at: Some(Time(exit.finished_at)),
+            container_id,
+        }),
+        ..ContainerState::default()
+    }
+}
+
+/// The pod's conditions; a transition time moves only when the value does.
+fn conditions(pod: &Pod, lifecycle: &Lifecycle, phase: Phase, now: Timestamp) -> Vec<PodCondition> {
+    let old = pod.status.as_ref().and_then(|status| status.conditions.clone()).unwrap_or_default();
+    let initialized = lifecycle.slots.iter().all(|slot| match slot.role {
+        Role::Init => slot.exit().is_some_and(|exit| exit.code == 0),
+        Role::Sidecar => slot.is_running() || phase.is_final(),
+        Role::Main => true,
+    });
+    let mut mains = lifecycle.slots.iter().filter(|slot| slot.role == Role::Main);
+    let ready = phase == Phase::Running && mains.all(Slot::is_running);
+    let completed = if phase == Phase::Succeeded { Some("PodCompleted") } else { None };
+    let not_ready = completed.or(if phase == Phase::Failed { Some("PodFailed") } else { Some("ContainersNotReady") });
+    let values = [
+        ("PodScheduled", true, None),
+        ("Initialized", initialized, completed.or(Some("ContainersNotInitialized"))),
+        ("ContainersReady", ready, not_ready),
+        ("Ready", ready, not_ready),
+    ];
+    let condition = |(type_, is_true, reason): (&str, bool, Option<&str>)| {
+        let status = if is_true { "True" } else { "False" };
+        let before = old.iter().find(|condition| condition.type_ == type_ && condition.status == status);
+        PodCondition {
+            type_: type_.to_owned(),
+            status: status.to_owned(),
+            reason: if is_true { None } else { reason.map(str::to_owned) },
+            last_transition_time: before.and_then(|before| before.last_transition_time.clone()).or(Some(Time(now))),
+            ..PodCondition::default()
+        }
+    };
+    values.into_iter().map(condition).collect()
+}
+
+/// `Guaranteed`, `Burstable` or `BestEffort`, as Kubernetes computes it.
+fn qos_class(pod: &Pod) -> &'static str {
+    let Some(spec) = &pod.spec else { return "BestEffort" };
+    let mut any = false;
+    let mut guaranteed = true;
+    for (_, container) in spec::containers(spec) {
+        let resources = container.resources.clone().unwrap_or_default();
+        let (limits, requests) = (resources.limits.unwrap_or_default(), resources.requests.unwrap_or_default());
+        for name in ["cpu", "memory"] {
+            any |= limits.contains_key(name) || requests.contains_key(name);
+            let limit = limits.get(name);
+            guaranteed &= limit.is_some() && requests.get(name).is_none_or(|request| Some(request) == limit);
+        }
+    }
+    match (any, guaranteed) {
+        (false, _) => "BestEffort",
+        (true, true) => "Guaranteed",
+        (true, false) => "Burstable",
+    }
+}
+
+/// Gives slots back what the stored status knows: restarts and how runs ended. What is still running is told by the
+/// agent, not by this.
+pub fn restore(slots: &mut [Slot], status: &PodStatus) {
+    let all = status.container_statuses.iter().flatten().chain(status.init_container_statuses.iter().flatten());
+    for known in all {
+        let Some(slot) = slots.iter_mut().find(|slot| slot.name == known.name) else { continue };
+        slot.restarts = u32::try_from(known.restart_count).unwrap_or(0);
+        slot.ever_started = known.container_id.is_some();
+        let exit_of = |state: &Option<ContainerState>| state.as_ref()?.terminated.as_ref().map(exit);
+        if let Some(ended) = exit_of(&known.state) {
+            slot.last_exit = Some(ended.clone());
+            slot.state = State::Exited(ended);
+        } else {
+            slot.last_exit = exit_of(&known.last_state);
+            if let Some(running) = known.state.as_ref().and_then(|state| state.running.as_ref()) {
+                slot.state =
+                    State::Running { since: running.started_at.as_ref().map_or(Timestamp::UNIX_EPOCH, |at| at.0) };
+            }
+        }
+    }
+}
+
+fn exit(terminated: &ContainerStateTerminated) -> Exit {
+    Exit {
+        code: terminated.exit_code,
+        signal: terminated.signal,
+        reason: terminated.reason.clone().unwrap_or_default(),
+        message: terminated.message.clone().unwrap_or_default(),
+        started_at: terminated.started_at.as_ref().map(|at| at.0),
+        finished_at: terminated.finished_at.as_ref().map_or(Timestamp::UNIX_EPOCH, |at| at.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Surroundings, build, restore};
+    use crate::lifecycle::{Exit, Lifecycle, RestartPolicy, State};
+    use jiff::Timestamp;
+    use k8s_openapi::api::core::v1::Pod;
+    use serde_json::json;
+    use std::time::Duration;
+
+    #[test]
+    fn what_is_stored_is_restored() {
+        let pod: Pod = serde_json::from_value(json!({
+            "metadata": {"name": "a"},
+            "spec": {"initContainers": [{"name": "i", "image": "x"}], "containers": [{"name": "m", "image": "x"}]},
+        }))
+        .unwrap();
+        let slots = crate::spec::slots(pod.spec.as_ref().unwrap());
+        let mut lifecycle = Lifecycle::new(RestartPolicy::Always, slots.clone(), Duration::from_secs(1));
+        let at = |seconds| Timestamp::from_second(seconds).unwrap();
+        let exit = |code| Exit {
+            code,
+            signal: None,
+            reason: "Error".into(),
+            message: String::new(),
+            started_at: Some(at(1)),
+            finished_at: at(2),
+        };
+        lifecycle.starting(0);
+        lifecycle.exited(0, exit(0));
+        lifecycle.starting(1);
+        lifecycle.exited(1, exit(9));
+        lifecycle.starting(1);
+        lifecycle.started(1, at(3));
+        let around = Surroundings { sandbox: Some("abc".into()), ..Surroundings::default() };
+        let status = build(&pod, &lifecycle, &around, at(4));
+        assert_eq!(status.phase.as_deref(), Some("Running"));
+        let mut restored = slots;
+        restore(&mut restored, &status);
+        assert_eq!(restored[0].exit().map(|exit| exit.code), Some(0));
+        assert_eq!(restored[1].state, State::Running { since: at(3) });
+        assert_eq!((restored[1].restarts, restored[1].last_exit.as_ref().map(|exit| exit.code)), (1, Some(9)));
+    }
+}

@@ -1,0 +1,198 @@
+//! Writing the pod's status: once where a start is fast, and before anything that the agent may forget for it.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod as PodObject;
+use sampan_runtime::pod::Pod;
+use sampan_runtime::timeline::{Phase, Timeline};
+use sampan_store::StoreError;
+use serde_json::{Value, json};
+
+use super::{Held, Worker};
+use crate::lifecycle::State;
+use crate::limits::{STATUS_WRITE_DELAY, WRITE_ATTEMPTS_MAX};
+use crate::status::{self, Surroundings};
+
+/// Annotation with the phases of the start.
+const TIMELINE_ANNOTATION: &str = "sampan.dev/timeline";
+
+/// What has been written, and what waits for a write.
+#[derive(Debug, Default)]
+pub(super) struct Report {
+    written: Option<Value>,
+    changed_at: Option<Timestamp>,
+    /// Ends of containers that the agent may forget once they stand in the store.
+    acknowledgements: Vec<(Arc<Pod>, u64)>,
+}
+
+impl Report {
+    pub(super) fn acknowledge_after_write(&mut self, pod: Arc<Pod>, event: u64) {
+        self.acknowledgements.push((pod, event));
+    }
+
+    pub(super) fn forget_acknowledgements(&mut self) {
+        self.acknowledgements.clear();
+    }
+}
+
+/// The phases that admission noted, to be continued by the node.
+pub(super) fn stored_timeline(pod: &PodObject) -> Timeline {
+    let timeline = Timeline::default();
+    let annotations = pod.metadata.annotations.as_ref();
+    let stored = annotations.and_then(|annotations| annotations.get(TIMELINE_ANNOTATION));
+    for phase in stored.and_then(|text| serde_json::from_str::<Vec<Phase>>(text).ok()).unwrap_or_default() {
+        timeline.push(&phase.phase, phase.start, phase.ms);
+    }
+    timeline
+}
+
+impl Worker {
+    /// Writes the status if it changed. An unsettled one waits a moment for what comes next; then says until when.
+    pub(super) async fn report(&mut self, now: Timestamp) -> Option<Timestamp> {
+        if self.object_gone {
+            return None;
+        }
+        let status = status::build(&self.object, &self.lifecycle, &self.surroundings(), now);
+        let status = match serde_json::to_value(&status) {
+            Ok(status) => status,
+            Err(error) => {
+                tracing::error!(pod = %self.key, %error, "a status cannot be written as JSON");
+                return None;
+            }
+        };
+        if self.report.written.as_ref() != Some(&status) {
+            let due = *self.report.changed_at.get_or_insert(now) + STATUS_WRITE_DELAY;
+            if !self.is_settled() && now < due {
+                return Some(due);
+            }
+            self.report.changed_at = None;
+            if self.write(&status).await {
+                self.report.written = Some(status);
+                self.acknowledge();
+            }
+        } else {
+            self.acknowledge();
+        }
+        self.flush_events().await;
+        None
+    }
+
+    fn acknowledge(&mut self) {
+        for (pod, event) in self.report.acknowledgements.drain(..) {
+            tokio::spawn(async move {
+                if let Err(error) = pod.sandbox().acknowledge(event).await {
+                    tracing::debug!(sandbox = pod.id(), %error, "the agent could not be told to forget an exit");
+                }
+            });
+        }
+    }
+
+    async fn flush_events(&mut self) {
+        for (kind, reason, message) in std::mem::take(&mut self.pending_events) {
+            self.recorder.record(kind, reason, &message).await;
+        }
+    }
+
+    /// Nothing is about to change by itself.
+    fn is_settled(&self) -> bool {
+        let starting = self.lifecycle.slots.iter().any(|slot| slot.state == State::Starting);
+        let making = matches!(self.held, Held::Making);
+        let due = self.lifecycle.slots.iter().any(|slot| slot.state == State::Fresh && !slot.ever_started);
+        !(starting || making || due && matches!(self.held, Held::Ready(_) | Held::Absent))
+    }
+
+    fn surroundings(&self) -> Surroundings {
+        let (sandbox, pod_ips) = match &self.held {
+            Held::Ready(pod) => (Some(pod.id().to_owned()), pod.addresses().iter().map(ToString::to_string).collect()),
+            _ => self.stored_surroundings(),
+        };
+        Surroundings {
+            sandbox,
+            pod_ips,
+            host_ip: self.services.host_ip.clone(),
+            start_time: Some(self.start_time),
+            image_ids: self.image_ids.clone(),
+            sandbox_refusal: self.refusal.clone(),
+        }
+    }
+
+    /// A finished pod keeps the ids and addresses it had.
+    fn stored_surroundings(&self) -> (Option<String>, Vec<String>) {
+        let status = self.report.written.as_ref();
+        let first_id = status
+            .and_then(|status| status.pointer("/containerStatuses/0/containerID"))
+            .and_then(Value::as_str)
+            .and_then(|id| id.strip_prefix("sampan://")?.split('/').next().map(str::to_owned));
+        let ips = status.and_then(|status| status.get("podIPs")).and_then(Value::as_array);
+        let ips = ips.into_iter().flatten().filter_map(|ip| ip.get("ip")?.as_str().map(str::to_owned));
+        (first_id, ips.collect())
+    }
+
+    /// Puts the status into the stored object; against other writers it tries again.
+    async fn write(&mut self, status: &Value) -> bool {
+        for _ in 0..WRITE_ATTEMPTS_MAX {
+            let object = match self.services.store.get(&self.key).await {
+                Ok(Some(object))
+                    if object.value.pointer("/metadata/uid").and_then(Value::as_str) == Some(&self.uid) =>
+                {
+                    object
+                }
+                Ok(_) => {
+                    self.object_gone = true;
+                    self.lifecycle.request_stop(Timestamp::now());
+                    return false;
+                }
+                Err(error) => {
+                    tracing::error!(pod = %self.key, %error, "the pod cannot be read from the store");
+                    return false;
+                }
+            };
+            let mut value = object.value.clone();
+            if let Some(fields) = value.as_object_mut() {
+                fields.insert("status".to_owned(), status.clone());
+            }
+            self.annotate_timeline(&mut value);
+            match self.services.store.update(&self.key, Some(object.revision), value).await {
+                Ok(_) => return true,
+                Err(StoreError::Conflict { .. }) => {}
+                Err(error) => {
+                    tracing::error!(pod = %self.key, %error, "the pod's status cannot be stored");
+                    return false;
+                }
+            }
+        }
+        tracing::error!(pod = %self.key, "the pod's status lost against other writers too often");
+        false
+    }
+
+    fn annotate_timeline(&self, value: &mut Value) {
+        let phases = self.timeline.phases();
+        let Ok(text) = serde_json::to_string(&phases) else { return };
+        let Some(metadata) = value.get_mut("metadata").and_then(Value::as_object_mut) else { return };
+        let annotations = metadata.entry("annotations").or_insert_with(|| json!({}));
+        if let Some(annotations) = annotations.as_object_mut() {
+            annotations.insert(TIMELINE_ANNOTATION.to_owned(), text.into());
+        }
+    }
+
+    /// Removes the object of a pod that is deleted; false when it must be tried again.
+    pub(super) async fn delete_object(&mut self) -> bool {
+        match self.services.store.get(&self.key).await {
+            Ok(Some(object)) if object.value.pointer("/metadata/uid").and_then(Value::as_str) == Some(&self.uid) => {
+                match self.services.store.delete(&self.key, Some(object.revision)).await {
+                    Ok(_) | Err(StoreError::NotFound(_)) => true,
+                    Err(error) => {
+                        tracing::warn!(pod = %self.key, %error, "a deleted pod cannot be removed from the store yet");
+                        false
+                    }
+                }
+            }
+            Ok(_) => true,
+            Err(error) => {
+                tracing::error!(pod = %self.key, %error, "the pod cannot be read from the store");
+                false
+            }
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! The journal of host side effects.
+//!
+//! A sandbox's row stands here before anything of it exists on the host, and goes after everything of it is gone; all
+//! that is made for it (processes, cgroups, interface, addresses, rules, disk, logs) carries its id in its name. So
+//! after a crash the set of rows is exactly what may exist, and whatever else bears our names can be removed.
+//!
+//! # Crash consistency
+//! SQLite in WAL mode, `synchronous = NORMAL`: a killed daemon loses nothing; a power cut may lose the last rows, but it
+//! ends every sandbox too, which the boot id stored in each row tells. A write takes some 50 µs, so callers make it
+//! inline.
+
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use rusqlite::{Connection, OptionalExtension, params};
+
+use crate::limits::{ID_RANGE_FIRST, ID_RANGE_LENGTH, ID_RANGES_MAX};
+
+/// Why the journal cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    /// SQLite failed.
+    #[error("the journal of sandboxes cannot be read or written")]
+    Database(#[source] rusqlite::Error),
+    /// Every range of user ids is taken.
+    #[error("all {ID_RANGES_MAX} ranges of user ids are taken; remove instances before starting new ones")]
+    IdRangesExhausted,
+    /// The kernel does not tell its boot id.
+    #[error("the kernel's boot id cannot be read")]
+    BootId(#[source] std::io::Error),
+}
+
+impl From<rusqlite::Error> for JournalError {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Database(error)
+    }
+}
+
+/// How far a sandbox has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SandboxState {
+    /// Being made: after a crash it is rolled back.
+    Creating,
+    /// Complete: after a crash it is adopted.
+    Ready,
+    /// Being taken away: after a crash the removal is finished.
+    Removing,
+}
+
+impl SandboxState {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Creating => "creating",
+            Self::Ready => "ready",
+            Self::Removing => "removing",
+        }
+    }
+
+    fn from_text(text: &str) -> Self {
+        match text {
+            "ready" => Self::Ready,
+            "creating" => Self::Creating,
+            _ => Self::Removing,
+        }
+    }
+}
+
+/// One sandbox, as the journal knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SandboxRow {
+    /// The sandbox's id.
+    pub id: String,
+    /// The UID of the pod it was made for.
+    pub pod_uid: String,
+    /// `namespace/name` of that pod, for messages.
+    pub pod_name: String,
+    /// The first host id of its range; 0 when it shares the host's user namespace.
+    pub first_id: u32,
+    /// How far it has come.
+    pub state: SandboxState,
+    /// Made since the machine started; otherwise only its files can be left.
+    pub this_boot: bool,
+}
+
+/// The journal.
+#[derive(Debug)]
+pub struct Journal {
+    database: Mutex<Connection>,
+    boot_id: String,
+}
+
+impl Journal {
+    /// Opens or makes the journal.
+    pub fn open(path: &Path) -> Result<Self, JournalError> {
+        let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(JournalError::BootId)?;
+        let database = Connection::open(path)?;
+        database.pragma_update(None, "journal_mode", "WAL")?;
+        database.pragma_update(None, "synchronous", "NORMAL")?;
+        database.execute_batch(
+            "CREATE TABLE IF NOT EXISTS sandboxes (
+                 id TEXT PRIMARY KEY, pod_uid TEXT NOT NULL, pod_name TEXT NOT NULL,
+                 id_slot INTEGER UNIQUE, state TEXT NOT NULL, boot_id TEXT NOT NULL) STRICT, WITHOUT ROWID;",
+        )?;
+        Ok(Self { database: Mutex::new(database), boot_id: boot_id.trim().to_owned() })
+    }
+
+    /// Notes a sandbox that is about to be made, and gives it a range of ids unless it shares the host's.
+    pub fn begin(&self, id: &str, pod_uid: &str, pod_name: &str, own_ids: bool) -> Result<SandboxRow, JournalError> {
+        let database = self.lock();
+        let slot = if own_ids { Some(free_slot(&database)?) } else { None };
+        database.prepare_cached("INSERT INTO sandboxes VALUES (?1, ?2, ?3, ?4, 'creating', ?5)")?.execute(params![
+            id,
+            pod_uid,
+            pod_name,
+            slot,
+            self.boot_id
+        ])?;
+        Ok(SandboxRow {
+            id: id.to_owned(),
+            pod_uid: pod_uid.to_owned(),
+            pod_name: pod_name.to_owned(),
+            first_id: first_id(slot),
+            state: SandboxState::Creating,
+            this_boot: true,
+        })
+    }
+
+    /// Notes how far a sandbox has come.
+    pub fn set_state(&self, id: &str, state: SandboxState) -> Result<(), JournalError> {
+        let database = self.lock();
+        database.prepare_cached("UPDATE sandboxes SET state = ?2 WHERE id = ?1")?.execute([id, state.as_str()])?;
+        Ok(())
+    }
+
+    /// Forgets a sandbox of which nothing is left.
+    pub fn end(&self, id: &str) -> Result<(), JournalError> {
+        self.lock().prepare_cached("DELETE FROM sandboxes WHERE id = ?1")?.execute([id])?;
+        Ok(())
+    }
+
+    /// Every sandbox that may have left something on the host.
+    pub fn sandboxes(&self) -> Result<Vec<SandboxRow>, JournalError> {
+        let database = self.lock();
+        let mut statement = database.prepare("SELECT id, pod_uid, pod_name, id_slot, state, boot_id FROM sandboxes")?;
+        let rows = statement.query_map([], |row| {
+            let (state, boot_id): (String, String) = (row.get(4)?, row.get(5)?);
+            Ok(SandboxRow {
+                id: row.get(0)?,
+                pod_uid: row.get(1)?,
+                pod_name: row.get(2)?,
+                first_id: first_id(row.get(3)?),
+                state: SandboxState::from_text(&state),
+                this_boot: boot_id == self.boot_id,
+            })
+        })?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Connection> {
+        self.database.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn first_id(slot: Option<u32>) -> u32 {
+    slot.map_or(0, |slot| ID_RANGE_FIRST + slot * ID_RANGE_LENGTH)
+}
+
+/// The lowest slot that nobody has.
+fn free_slot(database: &Connection) -> Result<u32, JournalError> {
+    let free: Option<u32> = database
+        .prepare_cached(
+            "SELECT candidate FROM (SELECT 0 AS candidate UNION ALL SELECT id_slot + 1 FROM sandboxes WHERE id_slot IS NOT NULL)
+             WHERE candidate NOT IN (SELECT id_slot FROM sandboxes WHERE id_slot IS NOT NULL) ORDER BY candidate LIMIT 1",
+        )?
+        .query_row([], |row| row.get(0))
+        .optional()?;
+    free.filter(|slot| *slot < ID_RANGES_MAX).ok_or(JournalError::IdRangesExhausted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Journal, SandboxState};
+
+    #[test]
+    fn ranges_are_never_given_twice_and_come_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let journal = Journal::open(&folder.path().join("journal.db")).unwrap();
+        let first = journal.begin("a", "uid-a", "default/a", true).unwrap();
+        let second = journal.begin("b", "uid-b", "default/b", true).unwrap();
+        let host = journal.begin("c", "uid-c", "default/c", false).unwrap();
+        assert_eq!(second.first_id - first.first_id, 65_536);
+        assert_eq!(host.first_id, 0);
+        journal.end("a").unwrap();
+        assert_eq!(journal.begin("d", "uid-d", "default/d", true).unwrap().first_id, first.first_id);
+    }
+
+    #[test]
+    fn what_began_is_still_there_after_reopening() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("journal.db");
+        let journal = Journal::open(&path).unwrap();
+        journal.begin("a", "uid-a", "default/a", true).unwrap();
+        journal.begin("b", "uid-b", "default/b", true).unwrap();
+        journal.set_state("b", SandboxState::Ready).unwrap();
+        drop(journal);
+        let rows = Journal::open(&path).unwrap().sandboxes().unwrap();
+        assert_eq!(rows.iter().map(|row| row.state).collect::<Vec<_>>(), [SandboxState::Creating, SandboxState::Ready]);
+        assert!(rows.iter().all(|row| row.this_boot));
+    }
+}

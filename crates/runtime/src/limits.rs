@@ -1,0 +1,31 @@
+//! Every limit of this room.
+
+use std::time::Duration;
+
+/// First host id that pods are mapped to. The range up to 2³¹ is claimed by no distribution, nor by systemd.
+pub const ID_RANGE_FIRST: u32 = 0x7000_0000;
+/// Ids per pod, as Kubernetes asks for.
+pub const ID_RANGE_LENGTH: u32 = 65_536;
+/// Pods that can have a range of their own at once.
+pub const ID_RANGES_MAX: u32 = 4095;
+const _: () = assert!(
+    ID_RANGE_FIRST as u64 + ID_RANGES_MAX as u64 * ID_RANGE_LENGTH as u64 <= i32::MAX as u64,
+    "some file systems and tools still read ids as signed"
+);
+
+/// The writable layer of a pod that does not say its size.
+pub const DISK_BYTES_DEFAULT: u64 = 10 << 30;
+/// The smallest writable layer: below this, ext4 has no room for itself.
+pub const DISK_BYTES_MIN: u64 = 4 << 20;
+/// The largest writable layer.
+pub const DISK_BYTES_MAX: u64 = 16 << 40;
+
+/// A writable layer with less than this left counts as full.
+pub const FULL_BELOW_BYTES: u64 = 64 << 10;
+
+/// Making a sandbox, its network or its disk takes milliseconds; this long means it will not come.
+pub const CREATE_DEADLINE: Duration = Duration::from_secs(30);
+/// Killing a pod and taking its parts away.
+pub const DESTROY_DEADLINE: Duration = Duration::from_secs(30);
+/// Making a file-system template by `mkfs.ext4`.
+pub const TEMPLATE_DEADLINE: Duration = Duration::from_secs(60);

@@ -1,0 +1,109 @@
+//! The daemon: opens every room in order, wires them, and runs until it is told to stop.
+//!
+//! The data path (pulls and their threads) belongs to the image store; what runs here is the control path. Stopping or
+//! dying leaves instances alone: the next daemon takes them up again.
+
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use rustix::process::{Signal, set_parent_process_death_signal};
+use sampan_apiserver::{ApiServer, ServerConfig, TlsConfig};
+use sampan_controllers::{Scheduler, cleanup};
+use sampan_image::{ImageStore, ImageStoreConfig};
+use sampan_kit::quantity::Quantity;
+use sampan_network::{Network, NetworkConfig};
+use sampan_node::{Node, NodeConfig};
+use sampan_registry::RegistryConfig;
+use sampan_runtime::{Runtime, RuntimeConfig};
+use sampan_sandbox::{ProcessSandboxes, SandboxConfig};
+use sampan_store::Store;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+use super::descriptor;
+use crate::cli::serve::{InternalArgs, Listen, ServeArgs};
+
+/// Runs until SIGTERM, or until the supervisor dies.
+pub(crate) fn run(args: &InternalArgs) -> anyhow::Result<()> {
+    set_parent_process_death_signal(Some(Signal::TERM)).context("the daemon cannot be bound to its supervisor")?;
+    let ready = descriptor(args, "ready")?;
+    let filter = EnvFilter::try_from_env("SAMPAN_LOG").unwrap_or_else(|_unset| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("the daemon cannot start its threads")?;
+    runtime.block_on(serve(&args.serve, ready))
+}
+
+async fn serve(args: &ServeArgs, ready: std::os::fd::OwnedFd) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("the daemon cannot listen for signals")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("the daemon cannot listen for signals")?;
+    let store = Store::open(&args.data_dir.join("store.db")).context("serve: the object store cannot be opened")?;
+    let images = ImageStore::open(image_config(args)?).await.context("serve: the image store cannot be opened")?;
+    let network = Network::open(network_config(args)?).await.context("serve: the network cannot be set up")?;
+    let sandboxes = SandboxConfig { run_dir: args.run_dir.clone(), instance: args.instance.clone() };
+    let sandboxes = ProcessSandboxes::open(sandboxes).await.context("serve: sandboxes cannot be made")?;
+    let runtime = Runtime::open(RuntimeConfig { data_dir: args.data_dir.clone() }, sandboxes, network)
+        .context("serve: the runtime cannot be opened")?;
+    let node_config = NodeConfig { name: None, data_dir: args.data_dir.clone() };
+    let node =
+        Node::open(&node_config, store.clone(), runtime, images).await.context("serve: the node cannot start")?;
+    let scheduler = Scheduler::open(store.clone()).await.context("serve: the scheduler cannot start")?;
+    let api = ApiServer::start(server_config(args), store.clone(), Arc::new(node.clone()), Arc::new(scheduler.clone()))
+        .await
+        .context("serve: the API cannot be served")?;
+    let mut work = tokio::task::JoinSet::new();
+    work.spawn(async move { node.run().await.context("the node stopped") });
+    work.spawn(async move { scheduler.run().await.context("the scheduler stopped") });
+    work.spawn(async move {
+        cleanup::run(store).await;
+        Ok(())
+    });
+    rustix::io::write(&ready, b"+").context("the supervisor cannot be told")?;
+    let outcome = tokio::select! {
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+        ended = work.join_next() => match ended {
+            Some(Ok(result)) => result,
+            Some(Err(panic)) => Err(panic).context("a part of the daemon broke"),
+            None => Ok(()),
+        },
+    };
+    api.stop().await;
+    outcome
+}
+
+fn server_config(args: &ServeArgs) -> ServerConfig {
+    let tls = match args.listen {
+        Listen::At(address) => Some(TlsConfig {
+            address,
+            pki_dir: args.data_dir.join("pki"),
+            kubeconfig: args.data_dir.join("kubeconfig"),
+        }),
+        Listen::Nowhere => None,
+    };
+    ServerConfig { socket: args.run_dir.join("sampan.sock"), tls }
+}
+
+fn image_config(args: &ServeArgs) -> anyhow::Result<ImageStoreConfig> {
+    let mut registry = RegistryConfig::from_environment();
+    registry.insecure.extend(args.insecure_registry.iter().cloned());
+    let mut config = ImageStoreConfig::new(&args.data_dir, registry);
+    if let Some(text) = &args.image_size_max {
+        config.layer_bytes_max =
+            u64::try_from(Quantity::parse(text)?.units()).context("--image-size-max: is negative")?;
+    }
+    Ok(config)
+}
+
+fn network_config(args: &ServeArgs) -> anyhow::Result<NetworkConfig> {
+    let mut config = NetworkConfig::new(&args.instance, args.data_dir.join("network"));
+    if let Some(text) = &args.pod_cidr4 {
+        config.ipv4_pool = Some(text.parse().with_context(|| format!("--pod-cidr4: {text}"))?);
+    }
+    if let Some(text) = &args.pod_cidr6 {
+        config.ipv6_pool = Some(text.parse().with_context(|| format!("--pod-cidr6: {text}"))?);
+    }
+    Ok(config)
+}
