@@ -27,7 +27,7 @@ use tokio::sync::mpsc::{self, Receiver};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::error::{FetchError, LayoutError, Mismatch, Site};
-use crate::limits::{CHUNK_BYTES_MIN, FILE_CHUNK_BYTES, WHOLE_CHUNKS_QUEUED};
+use crate::limits::{CHUNK_BYTES_MIN, FILE_CHUNK_BYTES, PART_CHUNKS_MAX, WHOLE_CHUNKS_QUEUED};
 use crate::transfer::{Body, Transfer};
 
 /// A blob, from its first byte to its last.
@@ -272,7 +272,8 @@ impl Parts {
     fn start_part(&mut self, range: Range<u64>, body: Option<Body>) {
         // Room for a whole part, so that it arrives whether or not its turn has come.
         let chunks = range.end.saturating_sub(range.start) / CHUNK_BYTES_MIN as u64;
-        self.start(range, body, usize::try_from(chunks).unwrap_or(usize::MAX).saturating_add(2));
+        let capacity = usize::try_from(chunks).unwrap_or(usize::MAX).min(PART_CHUNKS_MAX);
+        self.start(range, body, capacity.saturating_add(2));
     }
 
     fn start(&mut self, range: Range<u64>, body: Option<Body>, capacity: usize) {

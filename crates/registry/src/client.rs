@@ -66,9 +66,7 @@ impl RegistryClient {
             }
             ImageSource::Layout { directory, tag } => {
                 let index = find_in_layout(source, directory, tag.as_deref())?;
-                let first = index.manifests.first();
-                let empty = || layout_error(source, LayoutError::Empty(directory.clone()));
-                first.map(|entry| entry.digest).ok_or_else(empty)
+                first_digest(source, &index)
             }
         }
     }
@@ -86,7 +84,7 @@ impl RegistryClient {
                     let named = reference.manifest_name();
                     let (bytes, digest, media_type) = repository.manifest(&named, reference.digest()).await?;
                     let documents = Documents::Repository(&repository);
-                    documents.resolve(source, platform, digest, bytes, media_type).await
+                    documents.resolve(source, platform, digest, digest, bytes, media_type).await
                 };
                 self.first_answer(reference, credentials, attempt).await
             }
@@ -99,7 +97,8 @@ impl RegistryClient {
                 };
                 let documents = Documents::Layout(directory, source);
                 let bytes = documents.read(&entry.digest, &entry.media_type, MANIFEST_BYTES_MAX).await?;
-                documents.resolve(source, platform, entry.digest, bytes, Some(entry.media_type)).await
+                let digest = first_digest(source, &index)?;
+                documents.resolve(source, platform, digest, entry.digest, bytes, Some(entry.media_type)).await
             }
         }
     }
@@ -248,11 +247,11 @@ impl Documents<'_> {
         source: &ImageSource,
         platform: &Platform,
         digest: Digest,
+        mut manifest_digest: Digest,
         mut bytes: Bytes,
         mut media_type: Option<String>,
     ) -> Result<Resolved, FetchError> {
         let fail = |error| manifest_error(source, error);
-        let mut manifest_digest = digest;
         for _ in 0..=INDEX_DEPTH_MAX {
             let document = Document::parse(&bytes, media_type.as_deref()).map_err(fail)?;
             let manifest = match document {
@@ -298,6 +297,12 @@ fn find_in_layout(source: &ImageSource, directory: &Path, tag: Option<&str>) -> 
         IndexError::Layout(error) => layout_error(source, error),
         IndexError::Manifest(error) => manifest_error(source, error),
     })
+}
+
+/// What an image in a layout is known by: its entry, or the first of several that are one image for several platforms.
+fn first_digest(source: &ImageSource, index: &Index) -> Result<Digest, FetchError> {
+    let first = index.manifests.first().map(|entry| entry.digest);
+    first.ok_or_else(|| layout_error(source, LayoutError::Empty(source.to_string().into())))
 }
 
 fn layout_error(source: &ImageSource, error: LayoutError) -> FetchError {

@@ -274,7 +274,9 @@ fn best_match<'a, V: 'a>(
 fn key_fits(key: &str, registry: &str, repository: &str) -> Option<usize> {
     let key = key.strip_prefix("https://").or_else(|| key.strip_prefix("http://")).unwrap_or(key);
     let key = key.trim_end_matches('/');
-    let key = key.strip_suffix("/v1").or_else(|| key.strip_suffix("/v2")).unwrap_or(key);
+    // Docker's keys name the API of a registry, not a path inside it.
+    let api = key.strip_suffix("/v1").or_else(|| key.strip_suffix("/v2")).filter(|host| !host.contains('/'));
+    let key = api.unwrap_or(key);
     let (host, path) = key.split_once('/').unwrap_or((key, ""));
     let host = if matches!(host, "index.docker.io" | "registry-1.docker.io") { DOCKER_HUB } else { host };
     let host_fits = if host.contains('*') { glob_fits(host, registry) } else { host == registry };

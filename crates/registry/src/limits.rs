@@ -13,6 +13,16 @@ pub const PARTS_IN_FLIGHT: usize = 4;
 /// bookkeeping outweigh the bytes.
 pub const CHUNK_BYTES_MIN: usize = 16 << 10;
 
+/// Chunks of one part that wait for their turn, whatever the configured size of a part.
+pub const PART_CHUNKS_MAX: usize = 1 << 16;
+
+/// A body that brings less than this in [`CRAWL_WINDOWS`] idle timeouts counts as stalled: a byte now and then must not hold a
+/// pull for ever. At the usual timeout of 30 s that is some 500 bytes a second.
+pub const CRAWL_BYTES_MIN: u64 = 64 << 10;
+
+/// See [`CRAWL_BYTES_MIN`].
+pub const CRAWL_WINDOWS: u32 = 4;
+
 /// Chunks that wait for the reader of a blob whose server gives it only in one stream. A chunk is at most hyper's largest read
 /// buffer, some 400 KiB.
 pub const WHOLE_CHUNKS_QUEUED: usize = 24;

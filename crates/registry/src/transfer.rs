@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes, BytesMut};
 use reqwest::header::CONTENT_RANGE;
@@ -10,7 +11,7 @@ use sampan_oci::digest::Digest;
 use tokio::sync::mpsc::Sender;
 
 use crate::error::{FetchError, Site};
-use crate::limits::CHUNK_BYTES_MIN;
+use crate::limits::{CHUNK_BYTES_MIN, CRAWL_BYTES_MIN, CRAWL_WINDOWS};
 use crate::patience::Patience;
 use crate::repository::{Ask, Repository, Target};
 use crate::transport::{classify, lock};
@@ -33,6 +34,32 @@ pub(crate) struct Body {
     starts_at: u64,
     /// The server sends the whole blob, whatever was asked.
     pub(crate) is_whole: bool,
+    pace: Pace,
+}
+
+/// Notices servers that send next to nothing, yet never fall silent. Only time spent waiting for the server counts: a reader may
+/// be as slow as it likes.
+struct Pace {
+    window: Duration,
+    waited: Duration,
+    bytes: u64,
+}
+
+impl Pace {
+    fn new(idle_timeout: Duration) -> Self {
+        Self { window: idle_timeout.saturating_mul(CRAWL_WINDOWS), waited: Duration::ZERO, bytes: 0 }
+    }
+
+    /// Counts a chunk that was waited for since `begun`.
+    fn is_crawling(&mut self, begun: Instant, chunk_bytes: usize) -> bool {
+        self.bytes = self.bytes.saturating_add(chunk_bytes as u64);
+        self.waited = self.waited.saturating_add(begun.elapsed());
+        if self.bytes < CRAWL_BYTES_MIN {
+            return self.waited > self.window;
+        }
+        (self.waited, self.bytes) = (Duration::ZERO, 0);
+        false
+    }
 }
 
 impl Transfer {
@@ -67,7 +94,8 @@ impl Transfer {
             return Err(FetchError::SizeMismatch { site, blob, expected: self.size, actual });
         }
         let is_whole = answer.response.status() != StatusCode::PARTIAL_CONTENT;
-        Ok(Body { response: answer.response, site: answer.site, starts_at, is_whole })
+        let pace = Pace::new(self.repository.shared.config.transfer.idle_timeout);
+        Ok(Body { response: answer.response, site: answer.site, starts_at, is_whole, pace })
     }
 
     /// Sends all of `range` to `out` in order, beginning with `body`; ends with an error sent, or silently when nobody listens.
@@ -79,8 +107,8 @@ impl Transfer {
     ) {
         let mut outlet = Outlet { rest: range, gathered: BytesMut::new(), out };
         let mut patience = Patience::new(&self.repository.shared.config.transfer);
+        let mut failed_at = outlet.rest.start;
         loop {
-            let before = outlet.rest.start;
             let outcome = match body.take() {
                 Some(body) => outlet.fill(body).await,
                 None => match self.open(&outlet.rest).await {
@@ -94,7 +122,9 @@ impl Transfer {
                 Err(error) if error.is_worth_repeating() || matches!(error, FetchError::Refused { .. }) => error,
                 Err(error) => return outlet.fail(error).await,
             };
-            if outlet.rest.start > before {
+            // A byte per connection is no progress.
+            if outlet.rest.start.saturating_sub(failed_at) >= CHUNK_BYTES_MIN as u64 {
+                failed_at = outlet.rest.start;
                 patience.reset();
             }
             if let Err(error) = patience.pause(error).await {
@@ -118,7 +148,11 @@ impl Transfer {
 
 impl Body {
     async fn next(&mut self) -> Result<Bytes, FetchError> {
+        let begun = Instant::now();
         match self.response.chunk().await {
+            Ok(Some(chunk)) if self.pace.is_crawling(begun, chunk.len()) => {
+                Err(FetchError::Stalled { site: Arc::clone(&self.site) })
+            }
             Ok(Some(chunk)) => Ok(chunk),
             Ok(None) => Err(FetchError::Truncated { site: Arc::clone(&self.site) }),
             Err(error) => Err(classify(&self.site, error)),

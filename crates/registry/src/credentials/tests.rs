@@ -40,13 +40,15 @@ fn the_longest_path_prefix_wins() {
     let file = file(
         r#"{"auths": {
             "r.io": {"username": "host"}, "r.io/team": {"username": "team"}, "r.io/team/app": {"username": "app"},
-            "*.r.io": {"username": "glob"}}}"#,
+            "r.io/old/v1": {"username": "old"}, "*.r.io": {"username": "glob"}}}"#,
     );
     let who = |registry, repository| user(&file, registry, repository);
     assert_eq!(who("r.io", "other/x").as_deref(), Some("host/"));
     assert_eq!(who("r.io", "team/x").as_deref(), Some("team/"));
     assert_eq!(who("r.io", "teamwork/x").as_deref(), Some("host/"));
     assert_eq!(who("r.io", "team/app").as_deref(), Some("app/"));
+    assert_eq!(who("r.io", "old/v1/x").as_deref(), Some("old/"));
+    assert_eq!(who("r.io", "old/x").as_deref(), Some("host/"));
     assert_eq!(who("eu.r.io", "x").as_deref(), Some("glob/"));
     assert_eq!(who("a.eu.r.io", "x"), None);
 }

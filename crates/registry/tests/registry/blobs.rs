@@ -106,6 +106,14 @@ async fn a_transfer_that_never_gets_on_ends() {
 }
 
 #[tokio::test]
+async fn a_server_that_only_crawls_counts_as_stalled() {
+    let (server, image) = serve(|layer, seen| cut(layer, seen, 1, Ending::Crawls)).await;
+    let transfer = TransferConfig { idle_timeout: Duration::from_millis(50), attempts: 2, ..config().transfer };
+    let error = pull(&RegistryClient::new(RegistryConfig { transfer, ..config() }), &server, &image).await.unwrap_err();
+    assert!(matches!(error, FetchError::Stalled { .. }), "{error}");
+}
+
+#[tokio::test]
 async fn a_byte_at_a_time_is_gathered() {
     let (server, image) = serve(|layer, seen| {
         let range = seen.range().unwrap();

@@ -2,6 +2,8 @@
 //!
 //! Everything is on loopback; pauses of the client are set to a millisecond.
 
+#![allow(clippy::unwrap_used, reason = "in a test nobody else can handle a failure")]
+
 mod auth;
 mod blobs;
 mod docker_registry;

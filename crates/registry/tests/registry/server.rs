@@ -51,6 +51,8 @@ pub(crate) enum Ending {
     Breaks,
     /// Nothing more comes.
     Stalls,
+    /// A byte now and then comes.
+    Crawls,
 }
 
 pub(crate) struct Reply {
@@ -96,16 +98,21 @@ impl Reply {
         }
         let frames = self.pieces.into_iter().map(|piece| Ok(Frame::data(piece)));
         let ending = self.ending;
-        let end = stream::once(async move {
-            match ending {
-                Ending::Proper => Ok(Frame::data(Bytes::new())),
+        let end = stream::unfold((), move |()| async move {
+            let frame = match ending {
+                Ending::Proper => return None,
                 Ending::Breaks => {
                     // While the body waits, what it has given so far is sent.
                     tokio::task::yield_now().await;
                     Err(std::io::Error::other("broken on purpose"))
                 }
                 Ending::Stalls => std::future::pending().await,
-            }
+                Ending::Crawls => {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                    Ok(Frame::data(Bytes::from_static(b"x")))
+                }
+            };
+            Some((frame, ()))
         });
         use futures_util::StreamExt;
         let body = StreamBody::new(stream::iter(frames).chain(end));
