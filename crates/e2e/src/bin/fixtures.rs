@@ -20,7 +20,7 @@ struct Arguments {
 enum Name {
     /// Debian, Python and NumPy: what `quickstart.sh` runs.
     Quickstart,
-    /// Debian, Python, SciPy, pandas and Matplotlib, about 900 MB: what pulls are measured with.
+    /// Debian, Python and SciPy, about 900 MB: what pulls are measured with.
     Bench,
     /// nginx on port 80.
     Nginx,
