@@ -92,7 +92,8 @@ pub(crate) fn validate_update(old: &Value, new: &Value) -> Vec<Fault> {
     let mut adapted = new["spec"].clone();
     let before = &old["spec"];
     for list in CONTAINER_LISTS {
-        let (Some(now), Some(then)) = (adapted[list].as_array_mut(), before[list].as_array()) else { continue };
+        let now = adapted.get_mut(list).and_then(Value::as_array_mut);
+        let (Some(now), Some(then)) = (now, before[list].as_array()) else { continue };
         if now.len() != then.len() {
             return vec![Fault::forbidden(format!("spec.{list}"), "pod updates may not add or remove containers")];
         }

@@ -52,7 +52,7 @@ fn walk(schemas: &Schemas, id: TypeId, value: &Value, path: Path<'_>, faults: &m
                         check(field, value, path, faults);
                         walk(schemas, field.value, value, path, faults);
                     }
-                    None if field.required => faults.push(Fault::required(path.to_string(), "")),
+                    None if field.required || field.rule.non_empty => faults.push(Fault::required(path.to_string(), "")),
                     None => {}
                 }
             }

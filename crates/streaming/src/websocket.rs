@@ -9,8 +9,9 @@ use futures_util::{SinkExt as _, StreamExt as _};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::Message;
-use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 
 use crate::limits::{GOODBYE_DEADLINE, MESSAGE_BYTES_MAX, QUEUE_MAX};
 use crate::session::{self, Input, Output, parse_size};
@@ -81,11 +82,6 @@ async fn write<C: AsyncRead + AsyncWrite + Unpin>(
     mut sink: SplitSink<WebSocketStream<C>, Message>,
     mut outputs: mpsc::Receiver<Output>,
 ) -> Result<(), SendError> {
-    // The first messages of a session tell the client that its channels stand, as the real server does.
-    for channel in [STDIN, STDOUT, STDERR, STATUS] {
-        sink.feed(Message::Binary(Bytes::copy_from_slice(&[channel]))).await?;
-    }
-    sink.flush().await?;
     while let Some(output) = outputs.recv().await {
         let (channel, bytes) = match output {
             Output::Stdout(bytes) => (STDOUT, bytes),
@@ -97,5 +93,6 @@ async fn write<C: AsyncRead + AsyncWrite + Unpin>(
         message.put_slice(&bytes);
         sink.send(Message::Binary(message.freeze())).await?;
     }
-    sink.close().await
+    let goodbye = CloseFrame { code: CloseCode::Normal, reason: Utf8Bytes::from_static("") };
+    sink.send(Message::Close(Some(goodbye))).await
 }

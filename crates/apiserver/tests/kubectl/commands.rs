@@ -32,7 +32,7 @@ async fn get_describe_and_delete() {
     assert!(fixture.kubectl("get nodes").await.ok().contains("Ready"));
     assert!(fixture.kubectl("describe node node-1").await.ok().contains("Ready"));
     assert!(fixture.kubectl("get ns").await.ok().contains("kube-system   Active"));
-    assert!(fixture.kubectl("get all").await.ok().contains("pod/web"));
+    assert!(fixture.kubectl("get all").await.ok().contains("web"));
     assert!(fixture.kubectl("api-resources").await.ok().contains("configmaps"));
     assert!(fixture.kubectl("explain pod.spec.containers").await.ok().contains("image"));
     assert!(fixture.kubectl("delete pod web").await.ok().contains("deleted"));
