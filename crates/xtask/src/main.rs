@@ -2,12 +2,16 @@
 //!
 //! Each chore is a module with one entry; this file only chooses. Nothing here is part of the product.
 
+mod bench;
 mod tidy;
 
 use std::io::Write;
 use std::process::ExitCode;
 
-const USAGE: &str = "usage: cargo xtask tidy\n\n  tidy   check layers, sources, licences, duplicate crates and papers";
+const USAGE: &str = "usage: cargo xtask tidy | bench [OPTION…]
+
+  tidy   check layers, sources, licences, duplicate crates and papers
+  bench  measure beside containerd, podman and runc; see cargo xtask bench --help";
 
 fn main() -> anyhow::Result<ExitCode> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -15,6 +19,7 @@ fn main() -> anyhow::Result<ExitCode> {
     let mut out = std::io::stdout().lock();
     match arguments.as_slice() {
         ["tidy"] => tidy::run(&mut out),
+        ["bench", arguments @ ..] => bench::run(arguments),
         [] | ["help" | "--help" | "-h"] => {
             writeln!(out, "{USAGE}")?;
             Ok(ExitCode::SUCCESS)

@@ -20,12 +20,13 @@ const LAYERS: [&[&str]; 6] = [
 ];
 
 /// Dependencies inside a layer that are meant: who, whom, and why.
-const SIDEWAYS: [(&str, &str, &str); 5] = [
+const SIDEWAYS: [(&str, &str, &str); 6] = [
     ("image", "registry", "the image store pulls, and the client has no other user"),
     ("sandbox", "agent", "the zygote, which is a mode of the sandbox room, becomes the agent"),
     ("node", "runtime", "the slim kubelet drives pods through the runtime, as a kubelet does through CRI"),
     ("node", "apiserver", "the node implements the API server's link to it, in process"),
     ("controllers", "apiserver", "the scheduler admits pods inside the API server's transaction"),
+    ("bench", "e2e", "what is measured are the images and the registry that the tests run on"),
 ];
 
 pub(super) fn check(workspace: &Workspace) -> Vec<Finding> {

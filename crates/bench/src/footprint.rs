@@ -1,0 +1,124 @@
+//! What peers leave outside of their folders, taken away again: processes, mounts, and paths that were not there before.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use rustix::mount::{UnmountFlags, unmount};
+use rustix::process::{Pid, Signal, kill_process};
+
+/// How long a service may take to end by itself.
+const END_DEADLINE: Duration = Duration::from_secs(20);
+
+/// Paths that some engine makes wherever it is told to live.
+const SHARED: [&str; 8] = [
+    "/run/containerd",
+    "/run/runc",
+    "/run/crun",
+    "/run/libpod",
+    "/run/containers",
+    "/var/lib/containers",
+    "/var/lib/cni",
+    "/opt/containerd",
+];
+
+/// Which of the shared paths were not there before; those are removed when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Footprint {
+    absent: Vec<PathBuf>,
+}
+
+impl Footprint {
+    /// Looks before anything is started.
+    pub(crate) fn look() -> Self {
+        Self { absent: SHARED.iter().map(PathBuf::from).filter(|path| !path.exists()).collect() }
+    }
+}
+
+impl Drop for Footprint {
+    fn drop(&mut self) {
+        for path in &self.absent {
+            drop(unmount_below(path));
+            drop(fs::remove_dir_all(path));
+        }
+        remove_groups(crate::engines::NAMESPACE);
+    }
+}
+
+/// Asks a service to end, and makes it when it does not.
+pub(crate) fn end(child: &mut Child) -> Result<()> {
+    if child.try_wait()?.is_none() {
+        if let Some(pid) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
+            kill_process(pid, Signal::TERM)?;
+        }
+        let begin = Instant::now();
+        while child.try_wait()?.is_none() && begin.elapsed() < END_DEADLINE {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        child.kill()?;
+    }
+    child.wait()?;
+    Ok(())
+}
+
+/// Ends what an engine started and removes its folder: processes that name it in their command line, mounts below it.
+pub(crate) fn remove_folder(folder: &Path) -> Result<()> {
+    kill_mentioning(folder)?;
+    unmount_below(folder)?;
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        outcome => outcome.with_context(|| format!("remove {}", folder.display())),
+    }
+}
+
+fn kill_mentioning(folder: &Path) -> Result<()> {
+    let folder = folder.as_os_str().as_encoded_bytes();
+    let ours = std::process::id();
+    for entry in fs::read_dir("/proc")? {
+        let entry = entry?;
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+        // Processes end while we look at them.
+        let Ok(line) = fs::read(entry.path().join("cmdline")) else { continue };
+        let mentions = line.windows(folder.len()).any(|window| window == folder);
+        if mentions
+            && u32::try_from(pid) != Ok(ours)
+            && let Some(pid) = Pid::from_raw(pid)
+        {
+            match kill_process(pid, Signal::KILL) {
+                Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+                Err(error) => return Err(error).context("end what an engine left running"),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Detaches every mount below `folder`, the innermost first.
+fn unmount_below(folder: &Path) -> Result<()> {
+    let mounts = fs::read_to_string("/proc/self/mounts")?;
+    let below =
+        mounts.lines().filter_map(|line| line.split(' ').nth(1)).filter(|path| Path::new(path).starts_with(folder));
+    let mut below: Vec<&str> = below.collect();
+    below.reverse();
+    for path in below {
+        unmount(path, UnmountFlags::DETACH).with_context(|| format!("unmount {path}"))?;
+    }
+    Ok(())
+}
+
+/// Removes the empty cgroups that runc leaves behind for a containerd namespace.
+fn remove_groups(name: &str) {
+    let Ok(hierarchies) = fs::read_dir("/sys/fs/cgroup") else { return };
+    let places = hierarchies.flatten().map(|entry| entry.path()).chain([PathBuf::from("/sys/fs/cgroup")]);
+    for place in places {
+        // Absent in most; one that is not empty belongs to somebody.
+        drop(fs::remove_dir(place.join(name)));
+    }
+}
+
+/// Runs a command that prepares or cleans something, and insists on its success.
+pub(crate) fn must(command: &mut Command) -> Result<()> {
+    crate::command::time(command).map(drop)
+}

@@ -1,0 +1,89 @@
+//! Side-by-side benchmarks: Sampan and its peers, measured in one run on one machine, in turns.
+//!
+//! `cargo xtask bench` builds and starts this program. The map:
+//! - [`engines`]: who is measured. Every engine lives in a folder of its own and is stopped and cleaned afterwards.
+//! - [`peers`]: where the peers' programs come from, and what is missing.
+//! - [`figures`]: what is measured, with the promised bounds; [`report`]: medians, ratios, the table and the JSON.
+//! - [`bench`](crate::bench): the image, the registry and the machine's caches, which all figures share.
+//!
+//! Invariants: nothing is compared with a number of another run or machine; who comes first changes from round to round;
+//! a peer that is missing is named, and what would have been promised against it does not hold.
+
+mod bench;
+mod command;
+mod engines;
+mod figures;
+mod footprint;
+mod peers;
+mod report;
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, ensure};
+use clap::Parser;
+
+use crate::bench::Bench;
+use crate::report::{Figure, print_table, write_json};
+
+/// Measures Sampan beside containerd, podman and runc, and says whether what SPECIFICATION.md promises holds.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask bench")]
+struct Arguments {
+    /// Write one object per figure to this file.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Measure only the group of this name; may be given several times.
+    #[arg(long, value_name = "NAME", value_parser = group_names())]
+    only: Vec<String>,
+    /// Rounds of the slow figures; quick ones get six times as many.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    runs: u32,
+    /// Where engines keep their data during the run; it should be on the disk that is to be measured.
+    #[arg(long, value_name = "DIR", default_value = "/var/tmp")]
+    work_dir: PathBuf,
+    /// The program to measure (default: the one built beside this).
+    #[arg(long, value_name = "FILE")]
+    sampan: Option<PathBuf>,
+}
+
+fn group_names() -> clap::builder::PossibleValuesParser {
+    figures::GROUPS.map(|group| group.name).into()
+}
+
+fn main() -> Result<ExitCode> {
+    let arguments = Arguments::parse();
+    ensure!(rustix::process::geteuid().is_root(), "mounting and starting services needs root: run it as root");
+    let sampan = match arguments.sampan {
+        Some(path) => path,
+        None => std::env::current_exe()?.with_file_name("sampan"),
+    };
+    ensure!(sampan.is_file(), "{} does not exist: cargo build --release -p sampan", sampan.display());
+    let (peers, missing) = peers::find_or_install()?;
+    say_missing(&missing)?;
+    let bench = Bench::start(&arguments.work_dir, sampan, peers, arguments.runs)?;
+    let chosen = |name: &str| arguments.only.is_empty() || arguments.only.iter().any(|only| only == name);
+    let mut figures: Vec<Figure> = Vec::new();
+    for group in figures::GROUPS.iter().filter(|group| chosen(group.name)) {
+        let measured = (group.measure)(&bench).with_context(|| format!("measure {}", group.name))?;
+        print_table(&mut std::io::stdout().lock(), &measured)?;
+        figures.extend(measured);
+    }
+    drop(bench);
+    print_table(&mut std::io::stdout().lock(), &figures)?;
+    say_missing(&missing)?;
+    if let Some(path) = &arguments.json {
+        write_json(path, &figures)?;
+    }
+    let kept = figures.iter().all(|figure| figure.holds != Some(false));
+    Ok(if kept { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn say_missing(missing: &[String]) -> Result<()> {
+    let mut out = std::io::stderr().lock();
+    for line in missing {
+        writeln!(out, "MISSING PEER: {line}")?;
+    }
+    Ok(())
+}
