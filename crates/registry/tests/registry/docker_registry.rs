@@ -35,9 +35,8 @@ impl Registry {
         let directory = tempfile::tempdir().unwrap();
         let root = directory.path().display();
         fs::write(directory.path().join("htpasswd"), HTPASSWD).unwrap();
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let mut config = format!(
-            "version: 0.1\nlog: {{level: info}}\nstorage: {{filesystem: {{rootdirectory: {root}/data}}}}\nhttp: {{addr: '127.0.0.1:{port}'}}\n"
+            "version: 0.1\nlog: {{level: info}}\nstorage: {{filesystem: {{rootdirectory: {root}/data}}}}\nhttp: {{addr: '127.0.0.1:0'}}\n"
         );
         if protected {
             config += &format!("auth: {{htpasswd: {{realm: test, path: {root}/htpasswd}}}}\n");
@@ -57,8 +56,11 @@ impl Registry {
             return None;
         };
         let mut log = BufReader::new(process.stderr.take().unwrap()).lines();
-        let listening = log.by_ref().map_while(Result::ok).any(|line| line.contains("listening on"));
-        assert!(listening, "docker-registry ended at once");
+        let listening = log.by_ref().map_while(Result::ok).find_map(|line| {
+            let (_, port) = line.split_once("listening on 127.0.0.1:")?;
+            port.split('"').next()?.parse().ok()
+        });
+        let port = listening.expect("docker-registry says where it listens");
         // Its log must go somewhere, or it blocks when the pipe is full.
         std::thread::spawn(move || log.for_each(drop));
         Some(Self { process, port, _directory: directory })
