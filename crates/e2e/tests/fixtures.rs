@@ -5,7 +5,7 @@ use std::io::Read;
 
 use anyhow::Result;
 use flate2::read::GzDecoder;
-use sampan_e2e::fixtures::{Flavour, Image, Registry, busybox, hostile, variants};
+use sampan_e2e::fixtures::{Flavour, Image, Registry, busybox, debian, hostile, variants};
 
 #[test]
 fn small_images_can_be_pushed() -> Result<()> {
@@ -42,6 +42,19 @@ fn small_images_can_be_pushed() -> Result<()> {
     let (image, digest, other) = hostile::wrong_digest()?;
     registry.push(&image, "bad:digest")?;
     registry.replace_blob(&digest, &other)
+}
+
+#[test]
+fn debian_images_share_their_base() -> Result<()> {
+    let (python, nginx, privileges) = (debian::python()?, debian::nginx()?, debian::privileges()?);
+    assert_eq!(python.layers.len(), 3);
+    for image in [&nginx, &privileges] {
+        assert_eq!(image.layers[0].diff_id, python.layers[0].diff_id);
+    }
+    let base = python.layers[0].blob.read()?;
+    assert_eq!(sampan_e2e::fixtures::image::digest(&base), python.layers[0].blob.digest);
+    let registry = Registry::start()?;
+    registry.push(&privileges, "privileges").map(drop)
 }
 
 #[test]
