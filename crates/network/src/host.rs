@@ -14,16 +14,15 @@ use sampan_sys::namespace;
 use sampan_sys::netlink::{Family, Message, NetlinkSocket};
 use tokio::runtime::Handle;
 
-use crate::config::{IPV4_CANDIDATES, Names, NetworkConfig, check_sandbox, stable_hash};
+use crate::config::{Names, NetworkConfig, check_sandbox, stable_hash};
 use crate::error::{Attempted as _, NetworkError, PortHolder};
 use crate::held_port::HeldPort;
-use crate::leases::{self, Lease, Leases, Pools};
+use crate::leases::{self, Lease, Leases};
 use crate::limits::{MTU_DEFAULT, MTU_MAX, MTU_MIN, PORTS_PER_SANDBOX_MAX};
 use crate::nftables::ForeignChain;
 use crate::port::{PortMapping, Protocol};
-use crate::prefix::Prefix;
 use crate::rtnetlink::{self, AF_INET, AF_INET6, Counters, Link, Route};
-use crate::{Attachment, Obstacle, Usage, cable, conntrack, ruleset, shared_firewall, sysctl};
+use crate::{Attachment, Obstacle, Usage, cable, conntrack, pools, ruleset, shared_firewall, sysctl};
 
 pub(crate) struct Host {
     names: Names,
@@ -57,7 +56,7 @@ impl Host {
         let links = links(&route)?;
         let routes = routes(&route)?;
 
-        let pools = choose_pools(config, &names, boot, &links, &routes)?;
+        let pools = pools::choose(config, &names, boot, &links, &routes)?;
         leases::write_pools(&config.state_dir, &pools)?;
         let mtu = config.mtu.unwrap_or_else(|| uplink_mtu(&links, &routes));
         let leases = Leases::open(&config.lease_dir, boot, pools)?;
@@ -436,86 +435,4 @@ fn uplink_mtu(links: &[Link], routes: &[Route]) -> u32 {
         .filter(|route| route.destination.length() == 0)
         .find_map(|route| links.iter().find(|link| link.index == route.interface))
         .map_or(MTU_DEFAULT, |link| link.mtu.clamp(MTU_MIN, MTU_MAX))
-}
-
-/// The configured pools, those of the last run, or free ones, in this order.
-fn choose_pools(
-    config: &NetworkConfig,
-    names: &Names,
-    boot: &str,
-    links: &[Link],
-    routes: &[Route],
-) -> Result<Pools, NetworkError> {
-    let remembered = leases::read_pools(&config.state_dir);
-    let attached = leases::count(&config.lease_dir, boot)?;
-    let overlap = |pool: Prefix| overlapping_route(pool, names, links, routes);
-    if let (Some(old), true) = (remembered, attached > 0) {
-        // Instances run with these addresses: what overlaps now came later, and is not for us to refuse.
-        for (old, new) in [(Some(old.ipv4), config.ipv4_pool), (old.ipv6, config.ipv6_pool)] {
-            if let (Some(old), Some(new)) = (old, new)
-                && old != new
-            {
-                return Err(NetworkError::PoolChanged { old, new, attached });
-            }
-        }
-        for (pool, route) in
-            [Some(old.ipv4), old.ipv6].into_iter().flatten().filter_map(|pool| Some((pool, overlap(pool)?)))
-        {
-            tracing::warn!(%pool, %route, "a route of the host overlaps the pool in use");
-        }
-        return Ok(old);
-    }
-    let ipv4 = match config.ipv4_pool {
-        Some(pool) => overlap(pool).map_or(Ok(pool), |route| Err(NetworkError::PoolOverlaps { pool, route }))?,
-        None => free_ipv4_pool(remembered.map(|pools| pools.ipv4), overlap)?,
-    };
-    let ipv6 = if sysctl::ipv6_is_on() {
-        let pool = match config.ipv6_pool.or(remembered.and_then(|pools| pools.ipv6)) {
-            Some(pool) => pool,
-            None => unique_local_pool()?,
-        };
-        Some(overlap(pool).map_or(Ok(pool), |route| Err(NetworkError::PoolOverlaps { pool, route }))?)
-    } else {
-        tracing::info!("IPv6 is off on this host; sandboxes get IPv4 addresses only");
-        None
-    };
-    Ok(Pools { ipv4, ipv6 })
-}
-
-fn free_ipv4_pool(
-    remembered: Option<Prefix>,
-    overlap: impl Fn(Prefix) -> Option<String>,
-) -> Result<Prefix, NetworkError> {
-    let mut last_route = String::new();
-    for pool in remembered.into_iter().chain(IPV4_CANDIDATES.map(Prefix::from)) {
-        match overlap(pool) {
-            None => return Ok(pool),
-            Some(route) => last_route = route,
-        }
-    }
-    Err(NetworkError::PoolsAllTaken { route: last_route })
-}
-
-/// Forty random bits behind `fd`, as RFC 4193 asks, so that two machines' pools can be joined one day.
-fn unique_local_pool() -> Result<Prefix, NetworkError> {
-    let mut address = [0; 16];
-    let (random, _rest) = address.split_at_mut(6);
-    rustix::rand::getrandom(&mut *random, rustix::rand::GetRandomFlags::empty())
-        .map_err(|errno| NetworkError::System { operation: "draw a random IPv6 prefix", source: errno.into() })?;
-    address[0] = 0xfd;
-    Ok(Prefix::around(IpAddr::from(address), 64))
-}
-
-/// A route of somebody else's into the pool, in words.
-fn overlapping_route(pool: Prefix, names: &Names, links: &[Link], routes: &[Route]) -> Option<String> {
-    let name = |index: u32| links.iter().find(|link| link.index == index).map(|link| link.name.as_str());
-    routes
-        .iter()
-        .filter(|route| route.destination.length() > 0 && route.destination.overlaps(&pool))
-        .filter(|route| !name(route.interface).is_some_and(|name| name.starts_with(&names.prefix)))
-        .map(|route| match name(route.interface) {
-            Some(name) => format!("{} on {name}", route.destination),
-            None => route.destination.to_string(),
-        })
-        .next()
 }

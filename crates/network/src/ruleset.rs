@@ -20,10 +20,11 @@ use sampan_sys::netlink::Message;
 use crate::config::Names;
 use crate::leases::{Lease, Pools};
 use crate::limits::ELEMENTS_PER_MESSAGE;
-use crate::nftables::{self, Chain, ChainKind, Compare, Element, Hook, NFPROTO_IPV4, NFPROTO_IPV6, Rule, Set, Side};
+use crate::nftables::{self, Chain, ChainKind, Element, Hook, NFPROTO_IPV4, NFPROTO_IPV6, Set};
 use crate::port::PortMapping;
 use crate::prefix::Prefix;
 use crate::rtnetlink::octets;
+use crate::rule::{Compare, Rule, Side};
 
 /// nft's own type numbers (its include/datatype.h); six bits each when put together.
 const TYPE_IPV4: u32 = 7;
@@ -217,9 +218,10 @@ fn masked(ours: &str, pools: &Pools) -> Vec<(Chain, Rule)> {
 
 fn forwarded(ours: &str, anchor: &str) -> Vec<(Chain, Rule)> {
     let to_ours = || Rule::default().goes_to(Compare::Equal, ours);
+    let to_nobody = || Rule::default().goes_to(Compare::Equal, &format!("{anchor}\0"));
     vec![
-        (FORWARD, Rule::default().goes_to(Compare::Equal, anchor).reject_host()),
-        (UNREACHABLE, Rule::default().goes_to(Compare::Equal, anchor).reject_host()),
+        (FORWARD, to_nobody().reject_host()),
+        (UNREACHABLE, to_nobody().reject_host()),
         (FORWARD, to_ours().of_known_connections().accept()),
         (FORWARD, to_ours().of_translated_connections().accept()),
         (FORWARD, to_ours().came_from(Compare::Equal, ours).accept()),

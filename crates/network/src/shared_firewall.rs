@@ -10,7 +10,8 @@ use rustix::io::Errno;
 use sampan_sys::netlink::{NetlinkError, NetlinkSocket};
 
 use crate::config::Names;
-use crate::nftables::{self, Compare, ForeignChain, NFPROTO_IPV4, NFPROTO_IPV6, Rule};
+use crate::nftables::{self, ForeignChain, NFPROTO_IPV4, NFPROTO_IPV6};
+use crate::rule::{Compare, Rule};
 
 /// Forward chains that drop, told apart by whether programs share them.
 pub(crate) fn dropping_chains(socket: &NetlinkSocket) -> Result<(Vec<ForeignChain>, Vec<ForeignChain>), NetlinkError> {

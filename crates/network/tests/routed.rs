@@ -55,12 +55,9 @@ fn strangers_reach_nothing_that_is_not_published() {
         let b = Pod::start(&network, "bbbbbbbbbbbbbbbb", &[]).await;
         // A neighbour that routes to the pods by way of the host, or forges packets for its loopback.
         world.internet.tool(&format!("ip route add 10.187.0.0/16 via {HOST4}")).await;
-        assert_eq!(world.internet.tcp(&a.ipv4(), 80).await, Err(ErrorKind::TimedOut));
-        world.internet.tool("ip link set dev lo down").await;
         world.internet.tool("ip addr del 127.0.0.1/8 dev lo").await;
         world.internet.tool("sysctl -qw net.ipv4.conf.all.route_localnet=1").await;
         world.internet.tool(&format!("ip route add 127.0.0.0/8 via {HOST4}")).await;
-        assert_eq!(world.internet.tcp("127.0.0.1", 8080).await, Err(ErrorKind::TimedOut));
         assert!(world.host.tcp("127.0.0.1", 8080).await.is_ok(), "the host itself may");
         assert!(world.host.tcp(HOST4, 8080).await.is_err(), "only on 127.0.0.1");
 
@@ -69,16 +66,28 @@ fn strangers_reach_nothing_that_is_not_published() {
         b.inside.tool("ip addr del 127.0.0.1/8 dev lo").await;
         b.inside.tool("sysctl -qw net.ipv4.conf.all.route_localnet=1").await;
         b.inside.tool("ip route add 127.0.0.0/8 via 169.254.1.1 dev eth0 onlink").await;
-        assert_eq!(b.inside.tcp("127.0.0.1", 7001).await, Err(ErrorKind::TimedOut));
+        let (timed_out, a_directly) = (Err(ErrorKind::TimedOut), a.ipv4());
+        assert_eq!(
+            tokio::join!(
+                world.internet.tcp(&a_directly, 80),
+                world.internet.tcp("127.0.0.1", 8080),
+                b.inside.tcp("127.0.0.1", 7001)
+            ),
+            (timed_out.clone(), timed_out.clone(), timed_out.clone())
+        );
 
         // A borrowed source address is not carried: neither another pod's nor one of the world's.
-        for source in [a.ipv4(), "198.51.100.7".to_owned()] {
+        world.host.serve("host", 7002).await;
+        let borrowing = async |source: &str, to: &str| {
             b.inside.tool(&format!("ip addr add {source}/32 dev eth0")).await;
-            b.inside.tool(&format!("ip route replace {HOST4}/32 via 169.254.1.1 dev eth0 onlink src {source}")).await;
-            world.host.serve("host", if source == a.ipv4() { 7002 } else { 7003 }).await;
-            let to = if source == a.ipv4() { 7002 } else { 7003 };
-            assert_eq!(b.inside.tcp(HOST4, to).await, Err(ErrorKind::TimedOut), "from {source}");
-        }
+            b.inside.tool(&format!("ip route add {to}/32 via 169.254.1.1 dev eth0 onlink src {source}")).await;
+            b.inside.tcp(to, 7002).await
+        };
+        let [from_a, from_the_world] = [a.ipv4(), "198.51.100.7".to_owned()];
+        assert_eq!(
+            tokio::join!(borrowing(&from_a, HOST4), borrowing(&from_the_world, "10.187.0.1")),
+            (timed_out.clone(), timed_out)
+        );
         // An address that nobody has says so at once, to pods and to the host.
         let asked = Instant::now();
         assert_eq!(a.inside.tcp("10.187.200.1", 80).await, Err(ErrorKind::HostUnreachable));
@@ -381,5 +390,44 @@ fn three_hundred_attachments() {
             start.elapsed()
         );
         assert!(!world.host.tool("ip -br link").await.contains("spn-0"));
+    });
+}
+
+#[test]
+fn without_ipv6_on_the_host_everything_else_works() {
+    World::play(async |world: World| {
+        world.host.tool("sysctl -qw net.ipv6.conf.default.disable_ipv6=1 net.ipv6.conf.all.disable_ipv6=1").await;
+        let network = world.open("sampan").await;
+        let a = Pod::start(&network, "aaaaaaaaaaaaaaaa", &[port("8080:80")]).await;
+        assert_eq!(a.attachment.ipv6, None);
+        assert!(world.internet.tcp(HOST4, 8080).await.is_ok());
+        assert!(world.host.tcp("127.0.0.1", 8080).await.is_ok());
+        network.reconcile(&keep(&[])).await.expect("reconcile");
+        network.close().await.expect("close");
+    });
+}
+
+#[test]
+fn many_attach_and_die_at_once() {
+    World::play(async |world: World| {
+        let network = world.open("sampan").await;
+        let pods: Vec<_> = (0..40).map(|index| (format!("{index:02x}").repeat(8), world::Namespace::new())).collect();
+        let attached =
+            futures_util::future::join_all(pods.iter().map(|(id, namespace)| namespace.attach_to(&network, id, &[])))
+                .await;
+        let addresses: std::collections::HashSet<_> = attached
+            .into_iter()
+            .map(|result| result.unwrap_or_else(|error| panic!("{}", explain(&error))).ipv4)
+            .collect();
+        assert_eq!(addresses.len(), pods.len());
+        let ids: Vec<_> = pods.iter().map(|(id, _)| id.clone()).collect();
+        drop(pods);
+        for id in &ids {
+            network.detach(id).await.expect("detach");
+        }
+        // Their cables went with their namespaces, or go now: there is nothing to say of addresses any more.
+        let removed = network.reconcile(&keep(&[])).await.expect("reconcile");
+        assert!(removed.iter().all(|line| line.starts_with("interface ")), "{removed:?}");
+        assert!(!world.host.tool("ip -br link show type veth").await.contains("spn-"));
     });
 }
