@@ -1,9 +1,11 @@
 //! The embedded data, read once: resources, schemas, rules.
 
+use crate::protobuf::Messages;
 use crate::resources::Resource;
 use crate::schema::Schemas;
 
 const RESOURCES: &str = include_str!("../data/resources.json");
+pub(crate) const PROTOBUF: &str = include_str!("../data/protobuf.json");
 const RULES: &str = include_str!("../data/rules.json");
 
 /// The published specification of core/v1, as it is served to clients too.
@@ -34,6 +36,7 @@ pub enum CatalogError {
 pub(crate) struct Catalog {
     pub(crate) resources: Vec<Resource>,
     pub(crate) schemas: Schemas,
+    pub(crate) messages: Messages,
 }
 
 impl Catalog {
@@ -44,7 +47,7 @@ impl Catalog {
             resource.object_type =
                 schemas.named(&resource.schema).ok_or_else(|| CatalogError::NoSchema(resource.schema.clone()))?;
         }
-        Ok(Self { resources, schemas })
+        Ok(Self { resources, schemas, messages: Messages::load(PROTOBUF)? })
     }
 
     /// By group and plural, as in a request's path.

@@ -18,6 +18,7 @@ mod metrics;
 mod names;
 mod patch;
 mod pod;
+mod protobuf;
 mod resources;
 mod schema;
 mod selector;

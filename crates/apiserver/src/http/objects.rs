@@ -71,7 +71,7 @@ impl Change {
             (&Method::POST, None, None) => self.create(resource).await,
             (&Method::POST, Some(name), Some("binding")) => self.bind(name).await,
             (&Method::PUT, Some(name), None | Some("status")) => {
-                let value = object(&self.body, &self.media)?;
+                let value = self.object(&resource.schema)?;
                 let options = self.write_options()?;
                 let place = (self.namespace.as_deref(), name);
                 let written = self.api.core.modify(resource, part, place, &options, |_| Ok(value.clone())).await?;
@@ -89,7 +89,7 @@ impl Change {
     }
 
     async fn create(&self, resource: &Resource) -> Result<Response<Body>, ApiError> {
-        let value = object(&self.body, &self.media)?;
+        let value = self.object(&resource.schema)?;
         let namespace = self.namespace.as_deref();
         if resource.namespaced && namespace.is_none() {
             return Err(ApiError::bad_request("an empty namespace may not be set during creation"));
@@ -99,7 +99,7 @@ impl Change {
     }
 
     async fn bind(&self, name: &str) -> Result<Response<Body>, ApiError> {
-        let binding = object(&self.body, &self.media)?;
+        let binding = self.object("io.k8s.api.core.v1.Binding")?;
         let node = binding["target"]["name"].as_str().unwrap_or_default();
         let namespace = self.namespace.as_deref().unwrap_or_default();
         self.api.core.bind(namespace, name, node, metadata_text(&binding, "uid"), &self.write_options()?).await?;
@@ -174,6 +174,24 @@ impl Change {
         respond::document(StatusCode::OK, self.wanted.0, false, &status)
     }
 
+    /// The object in the body; `schema` names its type for the one format that cannot be read without.
+    fn object(&self, schema: &str) -> Result<Value, ApiError> {
+        let value = match self.media.split(';').next().unwrap_or_default().trim() {
+            "application/yaml" | "application/x-yaml" | "text/yaml" => yaml_value(&self.body)?,
+            "" | "application/json" | "*/*" | "text/plain" | "application/x-www-form-urlencoded" => json_value(&self.body)?,
+            "application/vnd.kubernetes.protobuf" => {
+                let decoded = self.api.core.catalog.messages.decode(schema, &self.body);
+                decoded.map_err(|why| ApiError::bad_request(format!("the body of the request is not protobuf of a {schema}: {why}")))?
+            }
+            other => {
+                return Err(ApiError::unsupported_media_type(format!(
+                    "the body of the request was in an unknown format {other:?} - accepted media types include: application/json, application/yaml, application/vnd.kubernetes.protobuf"
+                )));
+            }
+        };
+        if value.is_object() { Ok(value) } else { Err(ApiError::bad_request("the body of the request is not an object")) }
+    }
+
     fn write_options(&self) -> Result<WriteOptions, ApiError> {
         let validation = match self.query.text("fieldValidation") {
             "" | "Warn" => FieldValidation::Warn,
@@ -186,7 +204,7 @@ impl Change {
 
     /// From the query and the body, which clients use as they please.
     fn delete_options(&self) -> Result<DeleteOptions, ApiError> {
-        let body = if self.body.is_empty() { Value::Null } else { object(&self.body, &self.media)? };
+        let body = if self.body.is_empty() { Value::Null } else { self.object("io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions")? };
         let mut runs = self.query.all("dryRun");
         runs.extend(body["dryRun"].as_array().into_iter().flatten().filter_map(|run| run.as_str().map(str::to_owned)));
         let grace = match &body["gracePeriodSeconds"] {
@@ -206,20 +224,6 @@ fn dry_run(values: &[String]) -> Result<bool, ApiError> {
         Some(other) => Err(ApiError::bad_request(format!("dryRun: Unsupported value: {other:?}: supported values: \"All\""))),
         None => Ok(values.iter().any(|value| value == "All")),
     }
-}
-
-/// An object from a body in JSON or YAML.
-fn object(body: &[u8], media: &str) -> Result<Value, ApiError> {
-    let value = match media.split(';').next().unwrap_or_default().trim() {
-        "application/yaml" | "application/x-yaml" | "text/yaml" => yaml_value(body)?,
-        "" | "application/json" | "*/*" | "text/plain" | "application/x-www-form-urlencoded" => json_value(body)?,
-        other => {
-            return Err(ApiError::unsupported_media_type(format!(
-                "the body of the request was in an unknown format {other:?} - accepted media types include: application/json, application/yaml"
-            )));
-        }
-    };
-    if value.is_object() { Ok(value) } else { Err(ApiError::bad_request("the body of the request is not an object")) }
 }
 
 /// serde_json ends at 128 levels by itself, before the stack does.
