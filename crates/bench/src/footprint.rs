@@ -24,16 +24,22 @@ const SHARED: [&str; 8] = [
     "/opt/containerd",
 ];
 
-/// Which of the shared paths were not there before; those are removed when this is dropped.
+/// Cgroups that engines make at the top of every hierarchy.
+const GROUPS: [&str; 2] = [crate::engines::NAMESPACE, "libpod_parent"];
+
+/// Which of the shared paths and cgroups were not there before; those are removed when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Footprint {
     absent: Vec<PathBuf>,
+    absent_groups: Vec<PathBuf>,
 }
 
 impl Footprint {
     /// Looks before anything is started.
     pub(crate) fn look() -> Self {
-        Self { absent: SHARED.iter().map(PathBuf::from).filter(|path| !path.exists()).collect() }
+        let absent = SHARED.iter().map(PathBuf::from).filter(|path| !path.exists()).collect();
+        let absent_groups = group_paths().filter(|path| !path.exists()).collect();
+        Self { absent, absent_groups }
     }
 }
 
@@ -43,7 +49,9 @@ impl Drop for Footprint {
             drop(unmount_below(path));
             drop(fs::remove_dir_all(path));
         }
-        remove_groups(crate::engines::NAMESPACE);
+        for group in &self.absent_groups {
+            remove_group(group);
+        }
     }
 }
 
@@ -108,14 +116,22 @@ fn unmount_below(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Removes the empty cgroups that runc leaves behind for a containerd namespace.
-fn remove_groups(name: &str) {
-    let Ok(hierarchies) = fs::read_dir("/sys/fs/cgroup") else { return };
-    let places = hierarchies.flatten().map(|entry| entry.path()).chain([PathBuf::from("/sys/fs/cgroup")]);
-    for place in places {
-        // Absent in most; one that is not empty belongs to somebody.
-        drop(fs::remove_dir(place.join(name)));
+/// Where such groups would be, whatever the versions of the hierarchies.
+fn group_paths() -> impl Iterator<Item = PathBuf> {
+    let top = PathBuf::from("/sys/fs/cgroup");
+    let hierarchies = fs::read_dir(&top).into_iter().flatten().flatten().map(|entry| entry.path());
+    let places: Vec<PathBuf> = hierarchies.chain([top]).filter(|path| path.join("cgroup.procs").exists()).collect();
+    places.into_iter().flat_map(|place| GROUPS.map(|group| place.join(group)))
+}
+
+/// Removes an empty cgroup with the empty ones in it; one with processes in it belongs to somebody.
+fn remove_group(group: &Path) {
+    for entry in fs::read_dir(group).into_iter().flatten().flatten() {
+        if entry.path().is_dir() {
+            remove_group(&entry.path());
+        }
     }
+    drop(fs::remove_dir(group));
 }
 
 /// Runs a command that prepares or cleans something, and insists on its success.

@@ -4,8 +4,8 @@
 //! - `find`: the type and size of every entry, nothing else.
 //! - `mmap`: single bytes of pages that a fixed seed picks, in many files mapped at once.
 //!
-//! It stays on the file system of the tree, so that /proc, /sys and /dev of an instance are left out. Directories tell,
-//! because overlayfs gives files the device numbers of their layers.
+//! The tree's /proc, /sys and /dev are left out, as is what an instance has mounted elsewhere. Directories tell, because
+//! overlayfs gives files the device numbers of their layers.
 
 use std::fs::{self, File, Metadata};
 use std::io::{Read, Write};
@@ -24,6 +24,8 @@ const MAPPED_BYTES_MIN: u64 = 64 << 10;
 /// So many at once, well below the usual limit of open files.
 const MAPPED_FILES_MAX: usize = 512;
 const TOUCHES: u64 = 10_000;
+/// What an instance has of its own there.
+const LEFT_OUT: [&str; 3] = ["./proc", "./sys", "./dev"];
 const SEED: u64 = 0x5eed_0fa5_a3ba_9001;
 
 #[derive(Default)]
@@ -142,7 +144,9 @@ fn walk(mut visit: impl FnMut(&Path, &Metadata) -> Result<()>) -> Result<()> {
         for name in names {
             let path = directory.join(name);
             let metadata = fs::symlink_metadata(&path).with_context(|| format!("look at {}", path.display()))?;
-            if metadata.is_dir() && metadata.dev() != device {
+            if metadata.is_dir()
+                && (metadata.dev() != device || LEFT_OUT.iter().any(|left_out| path == Path::new(left_out)))
+            {
                 continue;
             }
             visit(&path, &metadata).with_context(|| format!("read {}", path.display()))?;
