@@ -23,6 +23,9 @@ pub(crate) fn run(args: ServeArgs) -> anyhow::Result<()> {
 
 /// Runs one of the supervisor's children.
 pub(crate) fn internal(args: InternalArgs) -> anyhow::Result<()> {
+    // The supervisor takes its signals from a descriptor and has them blocked, which its children inherit.
+    sampan_sys::process::reset_signals();
+    sampan_sys::process::ignore_signal(rustix::process::Signal::PIPE.as_raw());
     match args.role {
         Role::Zygote => zygote::run(&args),
         Role::Daemon => daemon::run(&args),
