@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Installs what the tests need and passes them all: style, lints, tidiness, documentation, unit tests, end-to-end tests.
+# Safe to run again. SAMPAN_TEST_ONLY=lint|unit|e2e runs one part.
+set -euo pipefail
+cd "$(dirname "$0")"
+. ./setup.sh test
+
+only=${SAMPAN_TEST_ONLY:-all}
+wanted() { [ "$only" = all ] || [ "$only" = "$1" ]; }
+
+if wanted lint; then
+  say "format, lints, tidiness, documentation"
+  cargo fmt --all --check
+  cargo clippy --workspace --all-targets --locked -- -D warnings
+  cargo xtask tidy
+  RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet
+fi
+if wanted unit; then
+  say "unit, property and conformance tests"
+  cargo test --workspace --exclude sampan-e2e --exclude sampan-bench --locked
+fi
+if wanted e2e; then
+  say "end-to-end tests: real registry, real images, real kernel, real kubectl"
+  cargo build --locked -p sampan
+  SAMPAN_BIN=$PWD/target/debug/sampan cargo test --locked -p sampan-e2e
+fi
+say "all tests passed"
