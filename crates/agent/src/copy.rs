@@ -1,6 +1,13 @@
-//! Copying files out of and into a container, by a child that stands in the container's own mount namespace.
+//! Copying files out of and into a container, as a tar archive through a pipe.
+//!
+//! Done by a child that has entered the container's mount namespace, and with it its root: whatever a path or a symbolic link
+//! says, it cannot lead out. No program of the image is needed. Owners are those of the container, by number. Extended
+//! attributes are not carried.
 
-use std::convert::Infallible;
+mod receive;
+mod send;
+
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use sampan_sys::process::{self, NEW_MOUNT};
@@ -8,15 +15,15 @@ use sampan_wire::agent::Refusal;
 
 use crate::fault::AtStage;
 
+pub(crate) use receive::receive;
+pub(crate) use send::send;
+
 /// Enters the container's mount namespace, and with it its root, for good.
 pub(crate) fn enter(init: &OwnedFd) -> Result<(), Refusal> {
     process::enter_namespaces(init.as_fd(), NEW_MOUNT).at("join the container's mount namespace")
 }
 
-pub(crate) fn send(path: &str, _archive: &OwnedFd, _report: &OwnedFd) -> Result<Infallible, Refusal> {
-    Err(Refusal::NoSuchPath { path: path.to_owned() })
-}
-
-pub(crate) fn receive(directory: &str, _archive: &OwnedFd) -> Result<Infallible, Refusal> {
-    Err(Refusal::NoSuchPath { path: directory.to_owned() })
+/// Something in an archive, or in the tree, that cannot be copied.
+fn invalid(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error)
 }

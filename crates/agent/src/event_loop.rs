@@ -12,7 +12,7 @@ use sampan_wire::agent::{AgentEvent, ChildReport, ContainerExit, ExitStatus, Fro
 use sampan_wire::frame::FrameDecoder;
 use sampan_wire::limits::{DESCRIPTORS_MAX, EXIT_RECORDS_MAX};
 
-use crate::container::Ended;
+use crate::container::{Container, Ended};
 use crate::launch::{Launch, Purpose};
 use crate::link::{Link, LinkError, Outgoing, Received};
 use crate::pod::{Agent, now};
@@ -215,6 +215,7 @@ impl Agent {
 
     /// Records the exit of every container whose output is complete.
     fn finish_containers(&mut self) {
+        self.containers.values().for_each(Container::kill_members);
         let over: Vec<String> =
             self.containers.values().filter(|one| one.is_over()).map(|one| one.name.clone()).collect();
         for name in over {

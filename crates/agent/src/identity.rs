@@ -100,7 +100,7 @@ fn resolve_named(text: &str, passwd: &str, group: &str) -> Result<Identity, Refu
     });
     let uid = match &account {
         Some(account) => account.uid,
-        None => user.parse().map_err(|_| unknown())?,
+        None => user.parse().map_err(|_not_a_number| unknown())?,
     };
     let home = account.as_ref().map(|account| account.home.to_owned());
     let Some(wanted) = wanted_group else {

@@ -145,7 +145,7 @@ pub(crate) fn become_program(
     let directory = working_directory(process)?;
     privileges::confine(process, &identity)?;
     rustix::process::chdir(directory.as_str())
-        .map_err(|_| Refusal::BadWorkingDirectory { directory: directory.clone() })?;
+        .map_err(|_errno| Refusal::BadWorkingDirectory { directory: directory.clone() })?;
     rustix::process::umask(Mode::from_raw_mode(0o022));
     Err(execute(process, &identity))
 }
@@ -258,7 +258,7 @@ fn execute(process: &ProcessSpec, identity: &Identity) -> Refusal {
         DEFAULT_PATH.to_owned()
     });
     let strings = |strings: &[String]| -> Result<Vec<CString>, Refusal> {
-        strings.iter().map(|string| CString::new(string.as_str()).map_err(|_| nul_refusal())).collect()
+        strings.iter().map(|string| CString::new(string.as_str()).map_err(|_nul| nul_refusal())).collect()
     };
     let (arguments, environment) = match (strings(&process.command), strings(&environment)) {
         (Ok(arguments), Ok(environment)) => (arguments, environment),

@@ -20,7 +20,7 @@ pub(crate) const STDIN_QUEUE_BYTES_MAX: usize = 64 * 1024;
 /// How long a client may take nothing while it holds up a container; then it is cut off.
 pub(crate) const CLIENT_STALL_MAX: Duration = Duration::from_secs(300);
 
-/// How long output of an ended container is still read when other processes hold its pipes open.
+/// How long output of an ended container is still read when processes that cannot be killed hold its pipes open.
 pub(crate) const DRAIN_MAX: Duration = Duration::from_secs(2);
 
 /// Clients attached to one container.
@@ -44,10 +44,13 @@ pub(crate) const ZYGOTE_CONNECTIONS_MAX: usize = 8;
 /// Size of a container's `/dev/shm`, as docker and containerd have it.
 pub(crate) const SHARED_MEMORY_BYTES: u64 = 64 * 1024 * 1024;
 
-/// Symbolic links, nested directories and name lengths in a transfer's archive.
+/// Nested directories in a transfer's archive.
 pub(crate) const ARCHIVE_DEPTH_MAX: usize = 256;
 
 /// The largest extended header (PAX or GNU long name) accepted in an archive.
 pub(crate) const ARCHIVE_EXTENSION_BYTES_MAX: u64 = 1024 * 1024;
+
+/// Files of one transfer whose several names are remembered; beyond it they are copied once for each name.
+pub(crate) const HARD_LINKS_MAX: usize = 65_536;
 
 const _: () = assert!(CLIENT_QUEUE_BYTES_MAX >= REPLAY_BYTES_MAX + READ_BYTES, "a replay fits a client's queue");

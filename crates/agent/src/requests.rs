@@ -122,6 +122,7 @@ impl Agent {
             tty: start.tty,
             stdin: start.stdin,
             streams: Streams::new(spec, log, agents_ends),
+            members: if own_pid_namespace { None } else { cgroups.into_iter().next() },
             ended: None,
         };
         let purpose = Purpose::Container(Box::new(container));

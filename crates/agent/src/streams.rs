@@ -25,15 +25,22 @@ use crate::pod::now;
 
 /// What poll(2) found ready.
 #[derive(Debug, Default)]
-pub(crate) struct Ready(Vec<RawFd>);
+pub(crate) struct Ready(Vec<(RawFd, PollFlags)>);
 
 impl Ready {
     pub(crate) fn of(polled: &[PollFd<'_>]) -> Self {
-        Self(polled.iter().filter(|fd| !fd.revents().is_empty()).map(|fd| fd.as_fd().as_raw_fd()).collect())
+        let ready = polled.iter().filter(|fd| !fd.revents().is_empty());
+        Self(ready.map(|fd| (fd.as_fd().as_raw_fd(), fd.revents())).collect())
     }
 
     pub(crate) fn contains(&self, descriptor: &OwnedFd) -> bool {
-        self.0.contains(&descriptor.as_raw_fd())
+        self.0.iter().any(|(ready, _)| *ready == descriptor.as_raw_fd())
+    }
+
+    /// Whether the other end of a pipe has been closed.
+    fn is_broken(&self, pipe: &OwnedFd) -> bool {
+        let broken = PollFlags::ERR | PollFlags::NVAL;
+        self.0.iter().any(|(ready, events)| *ready == pipe.as_raw_fd() && events.intersects(broken))
     }
 }
 
@@ -292,7 +299,7 @@ impl Streams {
         for client in &mut self.clients {
             for outlet in [&mut client.stdout, &mut client.stderr] {
                 // A client that has closed its end is noticed also while nothing waits for it.
-                let gone = |outlet: &mut Outlet| !outlet.flush() || (outlet.is_empty() && ready.contains(&outlet.pipe));
+                let gone = |outlet: &mut Outlet| !outlet.flush() || ready.is_broken(&outlet.pipe);
                 outlet.take_if(gone);
             }
         }

@@ -104,11 +104,11 @@ impl Group {
     }
 
     /// Open `cgroup.procs` files: whoever writes `0` to all of them is in the group, whatever its own rights, since the
-    /// kernel asks for those of the one who opened them.
+    /// kernel asks for those of the one who opened them. Reading them tells who is in.
     pub(crate) fn open_procs(&self) -> io::Result<Vec<OwnedFd>> {
         let open = |hierarchy: &Hierarchy| {
             let path = self.directory(hierarchy).join("cgroup.procs");
-            std::fs::OpenOptions::new().write(true).open(path).map(OwnedFd::from)
+            std::fs::OpenOptions::new().read(true).write(true).open(path).map(OwnedFd::from)
         };
         self.hierarchies.iter().map(open).collect()
     }

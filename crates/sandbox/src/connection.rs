@@ -63,7 +63,7 @@ impl Connection {
             self.questions
                 .send(Question { request, descriptors, answer })
                 .await
-                .map_err(|_| SandboxError::AgentGone)?;
+                .map_err(|_closed| SandboxError::AgentGone)?;
             reply.await.map_err(gone)?
         };
         let expired = |_| SandboxError::Deadline { seconds: deadline.as_secs() };

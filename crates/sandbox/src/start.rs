@@ -9,10 +9,11 @@ use futures_util::future::BoxFuture;
 use rustix::pipe::{PipeFlags, pipe_with};
 use sampan_agent::link::Outgoing;
 use sampan_wire::agent::{
-    ContainerStart, ExecStart, ExecStreams, ExitStatus, MountSource as WireMountSource, MountStart, ProcessSpec, Reply,
-    Request, ResourceLimit, User as WireUser,
+    ContainerStart, ExecStart, ExecStreams, ExitStatus, MountSource as WireMountSource, MountStart, ProcessSpec,
+    Refusal, Reply, Request, ResourceLimit, User as WireUser,
 };
 
+use crate::cgroup::Group;
 use crate::devices;
 use crate::error::{SandboxError, StartError};
 use crate::limits::{OOM_SCORE_ADJUSTMENT, REQUEST_DEADLINE, START_DEADLINE, TRANSFER_DEADLINE};
@@ -61,10 +62,11 @@ impl ProcessSandbox {
     pub async fn start_container(&self, spec: ContainerSpec) -> Result<Started, StartError> {
         spec.check()?;
         let group = self.group().child(&format!("c-{}", spec.name));
+        if group.exists() {
+            self.clear_earlier_run(&spec.name, group.clone()).await?;
+        }
         let (resources, privileged, root) = (spec.resources, spec.privileged, self.root_id());
         let (cgroups, devices) = blocking("prepare the container", move || {
-            // Of an earlier run of the same container: its counters must not be taken for this one's.
-            group.remove()?;
             group.create()?;
             group.limit(&resources)?;
             group.kill_as_one()?;
@@ -84,6 +86,14 @@ impl ProcessSandbox {
             Reply::Refused(refusal) => Err(refusal.into()),
             _ => Err(SandboxError::UnexpectedAnswer.into()),
         }
+    }
+
+    /// Removes the group of an earlier run of the same container: its counters must not be taken for the next one's.
+    async fn clear_earlier_run(&self, name: &str, group: Group) -> Result<(), SandboxError> {
+        if self.running().await?.iter().any(|(running, _)| running == name) {
+            return Err(Refusal::NameTaken { container: name.to_owned() }.into());
+        }
+        blocking("remove the group of the container's earlier run", move || group.remove()).await
     }
 
     fn start_request(

@@ -60,7 +60,7 @@ pub fn encode<M: Serialize>(message: &M, descriptors: usize) -> Result<Vec<u8>, 
         Ok(count) if descriptors <= DESCRIPTORS_MAX => count,
         _ => return Err(FrameError::TooManyDescriptors { count: descriptors }),
     };
-    let length = u32::try_from(length).map_err(|_| FrameError::TooLong { length })?;
+    let length = u32::try_from(length).map_err(|_too_long| FrameError::TooLong { length })?;
     let header = length.to_le_bytes().into_iter().chain(count.to_le_bytes()).chain(PROTOCOL_VERSION.to_le_bytes());
     for (place, byte) in bytes.iter_mut().zip(header) {
         *place = byte;

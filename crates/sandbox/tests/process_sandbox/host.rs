@@ -113,9 +113,9 @@ impl Host {
             ensure!(!group.exists(), "left behind: cgroup {}", group.display());
         }
         for entry in std::fs::read_dir("/proc")? {
-            let comm = entry?.path().join("comm");
-            let name = std::fs::read_to_string(comm).unwrap_or_default();
-            ensure!(!name.starts_with("pod-"), "left behind: process {name}");
+            // A zombie is its parent's to reap: the machine's init, where the scenario has killed the zygote.
+            let stat = std::fs::read_to_string(entry?.path().join("stat")).unwrap_or_default();
+            ensure!(!stat.contains("(pod-") || stat.contains(") Z "), "left behind: process {stat}");
         }
         Ok(())
     }
@@ -129,7 +129,7 @@ pub(crate) fn chain<E: std::error::Error + 'static>(error: E) -> anyhow::Error {
 pub(crate) struct Pod {
     pub(crate) sandbox: Arc<ProcessSandbox>,
     pub(crate) events: mpsc::Receiver<SandboxEvent>,
-    logs: tempfile::TempDir,
+    pub(crate) logs: tempfile::TempDir,
 }
 
 /// How a container ended.
@@ -211,6 +211,10 @@ impl Pod {
         Ok((exit.code, self.said(&name)?))
     }
 
+    pub(crate) async fn running(&self) -> Result<Vec<String>> {
+        Ok(self.sandbox.running().await.map_err(chain)?.into_iter().map(|(name, _)| name).collect())
+    }
+
     /// What a container's log holds, put back together.
     pub(crate) fn said(&self, name: &str) -> Result<String> {
         let mut said = String::new();
@@ -223,6 +227,43 @@ impl Pod {
             }
         }
         Ok(said)
+    }
+
+    /// Waits until something is so.
+    pub(crate) async fn wait_until(&self, so: impl Fn(&Self) -> Result<bool>) -> Result<()> {
+        let began = std::time::Instant::now();
+        while !so(self)? {
+            ensure!(began.elapsed() < PATIENCE, "it never happened");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        Ok(())
+    }
+
+    pub(crate) async fn wait_until_said(&self, container: &str, text: &str) -> Result<()> {
+        let said = |pod: &Self| Ok(pod.said(container)?.contains(text));
+        self.wait_until(said).await.with_context(|| format!("{container} does not say {text}"))
+    }
+
+    /// Runs an exec to its end; anything but exit code 0 is an error.
+    pub(crate) async fn exec_to_end(&self, container: &str, spec: sampan_sandbox::ExecSpec) -> Result<String> {
+        let mut process = self.sandbox.exec(container, spec).await.map_err(chain)?;
+        let mut said = String::new();
+        let mut stdout = process.stdout.take().context("no stdout")?;
+        let reading = tokio::io::AsyncReadExt::read_to_string(&mut stdout, &mut said);
+        tokio::time::timeout(PATIENCE, reading).await??;
+        let status = tokio::time::timeout(PATIENCE, process.exit).await?;
+        let fine = sampan_sandbox::ExecStatus::Ended { code: 0, signal: None };
+        ensure!(status == fine, "{status:?} after {said:?}");
+        Ok(said)
+    }
+
+    /// Kills what still runs and waits for that many exits.
+    pub(crate) async fn kill_and_wait(&mut self, exits: usize) -> Result<()> {
+        self.sandbox.kill_all().await.map_err(chain)?;
+        for _ in 0..exits {
+            self.exit().await?;
+        }
+        Ok(())
     }
 
     pub(crate) async fn destroy(self) -> Result<()> {
@@ -246,9 +287,10 @@ pub(crate) fn make_root(root: u32) -> Result<OwnedFd> {
     std::fs::copy(BUSYBOX, path.join("bin/busybox"))?;
     own(&path.join("bin/busybox"))?;
     for applet in [
-        "sh", "cat", "echo", "id", "hostname", "sleep", "ps", "ls", "kill", "mount", "umount", "stty", "head", "tail",
-        "dd", "test", "grep", "chmod", "chown", "ln", "mkdir", "mknod", "touch", "sed", "wc", "true", "unshare", "tty",
-        "env", "stat", "readlink", "setpriv", "su", "tr", "yes", "find", "printf", "seq", "awk", "date",
+        "sh", "cat", "echo", "id", "sleep", "ps", "ls", "kill", "mount", "umount", "stty", "head", "tail", "dd",
+        "test", "grep", "chmod", "chown", "ln", "mkdir", "mknod", "touch", "sed", "wc", "true", "unshare", "tty",
+        "env", "stat", "readlink", "setpriv", "su", "tr", "yes", "find", "printf", "seq", "awk", "date", "cmp", "cut",
+        "hostname",
     ] {
         std::os::unix::fs::symlink("busybox", path.join("bin").join(applet))?;
     }

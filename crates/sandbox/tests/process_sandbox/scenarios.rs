@@ -5,20 +5,34 @@ use std::pin::Pin;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 
 use crate::host::Host;
 
-type Scenario = for<'a> fn(&'a mut Host) -> Pin<Box<dyn Future<Output = Result<()>> + 'a>>;
+mod confinement;
+mod life;
+mod limits;
+mod processes;
+mod transfer;
+
+pub(crate) type Scenario = for<'a> fn(&'a mut Host) -> Pin<Box<dyn Future<Output = Result<()>> + 'a>>;
 
 macro_rules! scenarios {
     ($($name:ident),* $(,)?) => {
-        vec![$((stringify!($name), |host| Box::pin($name(host)))),*]
+        pub(crate) fn scenarios() -> Vec<(&'static str, crate::scenarios::Scenario)> {
+            vec![$((stringify!($name), |host| Box::pin($name(host)))),*]
+        }
     };
 }
+pub(crate) use scenarios;
 
 pub(crate) fn all() -> Vec<(&'static str, Scenario)> {
-    scenarios![exit_codes]
+    let mut all = life::scenarios();
+    all.extend(processes::scenarios());
+    all.extend(confinement::scenarios());
+    all.extend(limits::scenarios());
+    all.extend(transfer::scenarios());
+    all
 }
 
 /// Runs the scenarios one after the other; the last one is that nothing is left.
@@ -51,11 +65,4 @@ pub(crate) async fn run(filter: Option<&str>) -> ExitCode {
         failures += 1;
     }
     if failures == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
-}
-
-async fn exit_codes(host: &mut Host) -> Result<()> {
-    let mut pod = host.pod().await?;
-    let (code, said) = pod.run("echo $GREETING; exit 7").await?;
-    ensure!((code, said.as_str()) == (7, "hello\n"), "{code} {said:?}");
-    pod.destroy().await
 }
