@@ -21,6 +21,8 @@ pub mod index;
 pub mod limits;
 pub mod merge;
 mod store;
+#[cfg(test)]
+mod testing;
 pub mod tree;
 mod unpack;
 

@@ -13,7 +13,7 @@ use sampan_oci::layer::display_name;
 use std::collections::{BTreeMap, HashMap};
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 /// On a neutralised device node: `c` or `b`, permissions in octal, major and minor: `c 0666 1:3`.
 pub const DEVICE_XATTR: &[u8] = b"trusted.sampan.device";

@@ -34,6 +34,8 @@ mod seal;
 mod tests;
 
 pub use catalog::Image;
+#[cfg(test)]
+pub(crate) use mount::mount_files;
 pub use progress::{LayerProgress, LayerState, ProgressSender};
 
 use crate::error::ImageError;
@@ -52,6 +54,7 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
 
 /// When to ask the registry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -124,6 +127,8 @@ struct Inner {
     catalog: Mutex<Catalog>,
     layers: Layers,
     mounts: Mutex<HashMap<Digest, OwnedFd>>,
+    /// Threads that sync new images to the disk.
+    sealing: Mutex<Vec<JoinHandle<()>>>,
     boot_id: String,
     /// Numbers for names in `incoming`.
     next_name: std::sync::atomic::AtomicU64,
@@ -174,6 +179,19 @@ impl ImageStore {
                 pull::pull_if_changed(&self.inner, source, name, progress).await
             }
         }
+    }
+
+    /// Waits until all that was pulled is on the disk, for an orderly end. Not needed for correctness.
+    pub async fn close(self) {
+        let threads = std::mem::take(&mut *self.inner.sealing.lock().unwrap_or_else(PoisonError::into_inner));
+        let joined = blocking("the end", move || {
+            for thread in threads {
+                // A panic there has been reported; the image will be sealed at the next start.
+                thread.join().ok();
+            }
+            Ok(())
+        });
+        joined.await.ok();
     }
 
     /// All images, by reference.

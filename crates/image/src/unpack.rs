@@ -20,7 +20,7 @@ mod piece;
 mod produce;
 mod spans;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod write;
 
 pub use error::UnpackError;

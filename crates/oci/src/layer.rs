@@ -16,6 +16,9 @@
 //! Format: POSIX.1-2017 `pax`, "ustar Interchange Format"; GNU tar manual, "Sparse Formats".
 #![warn(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
+#[doc(hidden)]
+#[allow(clippy::indexing_slicing, clippy::arithmetic_side_effects, reason = "writes for tests; reads nothing foreign")]
+pub mod archive;
 mod entry;
 mod error;
 mod header;
@@ -24,6 +27,8 @@ mod name;
 mod pax;
 mod reader;
 mod sparse;
+#[cfg(test)]
+mod tests;
 
 pub use entry::{Entry, EntryKind, Segment, Timestamp, Xattr};
 pub use error::{LayerError, ReadError};

@@ -63,6 +63,21 @@ fn header_fields(header: &[u8]) -> Result<(u64, u64), IndexError> {
     }
 }
 
+/// Header and front part of a file, from a front part that is not packed yet.
+pub(super) fn seal(front: &[u8]) -> std::io::Result<Vec<u8>> {
+    let stored = zstd::bulk::compress(front, FRONT_ZSTD_LEVEL)?;
+    let mut file = Vec::with_capacity(HEADER_BYTES + stored.len());
+    file.extend_from_slice(MAGIC);
+    file.extend_from_slice(&VERSION.to_le_bytes());
+    file.extend_from_slice(&0u32.to_le_bytes());
+    file.extend_from_slice(&(stored.len() as u64).to_le_bytes());
+    file.extend_from_slice(&(front.len() as u64).to_le_bytes());
+    let hash = checksum(&file, &stored);
+    file.extend_from_slice(&hash);
+    file.extend_from_slice(&stored);
+    Ok(file)
+}
+
 impl LayerIndex {
     /// The whole file. `records` come from [`SpanRecord::encode`] and are entered in the span table here.
     pub fn encode(&mut self, records: &[Vec<u8>]) -> Result<Vec<u8>, IndexError> {
@@ -74,16 +89,8 @@ impl LayerIndex {
         if front.len() as u64 > INDEX_FRONT_BYTES_MAX {
             return Err(IndexError::TooLarge);
         }
-        let stored = zstd::bulk::compress(&front, FRONT_ZSTD_LEVEL).map_err(IndexError::Pack)?;
-        let mut file = Vec::with_capacity(HEADER_BYTES + stored.len() + records.iter().map(Vec::len).sum::<usize>());
-        file.extend_from_slice(MAGIC);
-        file.extend_from_slice(&VERSION.to_le_bytes());
-        file.extend_from_slice(&0u32.to_le_bytes());
-        file.extend_from_slice(&(stored.len() as u64).to_le_bytes());
-        file.extend_from_slice(&(front.len() as u64).to_le_bytes());
-        let hash = checksum(&file, &stored);
-        file.extend_from_slice(&hash);
-        file.extend_from_slice(&stored);
+        let mut file = seal(&front).map_err(IndexError::Pack)?;
+        file.reserve_exact(records.iter().map(Vec::len).sum());
         for record in records {
             file.extend_from_slice(record);
         }

@@ -7,6 +7,7 @@ use super::{Inner, Removed};
 use crate::disk::free_bytes;
 use crate::error::ImageError;
 use crate::unpack::{self, Input, UnpackError, UnpackJob};
+use sampan_kit::error_chain::ErrorChain;
 use sampan_oci::digest::Digest;
 use sampan_oci::manifest::Layer;
 use sampan_oci::reference::ImageSource;
@@ -37,9 +38,16 @@ pub(super) struct Layers {
 #[derive(Debug, Default)]
 struct State {
     /// Transfers under way, by diffID.
-    running: HashMap<Digest, watch::Sender<Status>>,
+    running: HashMap<Digest, Running>,
     /// How many pulls count on a layer that no record may name yet.
     pins: HashMap<Digest, usize>,
+}
+
+#[derive(Debug)]
+struct Running {
+    status: watch::Sender<Status>,
+    /// Closed when nothing of the transfer is left, neither threads nor unfinished files.
+    ended: watch::Receiver<()>,
 }
 
 /// Keeps layers from being swept while a pull counts on them.
@@ -64,7 +72,7 @@ impl Drop for Pins {
         drop(state);
         for diff_id in &self.diff_ids {
             if let Err(error) = self.inner.layers.drop_unneeded(&catalog, &self.inner.paths, diff_id) {
-                tracing::warn!(error = %sampan_kit::error_chain::ErrorChain(&error), "a layer of a failed pull stays");
+                tracing::warn!(error = %ErrorChain(&error), "a layer of a failed pull stays");
             }
         }
     }
@@ -125,8 +133,8 @@ impl Layers {
         diff_id: Digest,
     ) -> Option<watch::Receiver<Status>> {
         let mut state = inner.layers.state();
-        if let Some(status) = state.running.get(&diff_id) {
-            return Some(status.subscribe());
+        if let Some(running) = state.running.get(&diff_id) {
+            return Some(running.status.subscribe());
         }
         if inner.paths.index(&diff_id).is_file() && inner.paths.blob(&diff_id).is_file() {
             return None;
@@ -138,17 +146,44 @@ impl Layers {
             total_bytes: layer.descriptor.size,
         };
         let (sender, receiver) = watch::channel(Status::Running(progress));
-        state.running.insert(diff_id, sender.clone());
+        let (end, ended) = watch::channel(());
+        state.running.insert(diff_id, Running { status: sender.clone(), ended });
         let (inner, source, layer) = (inner.clone(), source.clone(), layer.clone());
         tokio::spawn(async move {
             let result = transfer(inner.clone(), source, layer, diff_id, sender.clone()).await;
-            inner.layers.state().running.remove(&diff_id);
+            inner.layers.end(&inner, &diff_id);
             sender.send_replace(match result {
                 Ok(()) => Status::Done,
                 Err(error) => Status::Failed(Arc::new(error)),
             });
+            drop(end);
         });
         Some(receiver)
+    }
+
+    /// Forgets a transfer, and what it brought if nobody waits for that any more.
+    fn end(&self, inner: &Inner, diff_id: &Digest) {
+        let catalog = inner.catalog();
+        self.state().running.remove(diff_id);
+        if let Err(error) = self.drop_unneeded(&catalog, &inner.paths, diff_id) {
+            tracing::warn!(error = %ErrorChain(&error), "a layer that nobody needs stays");
+        }
+    }
+
+    /// Waits until transfers that nobody follows any more have come to their end.
+    pub(super) async fn abandoned(&self, diff_ids: &[Digest]) {
+        let endings: Vec<watch::Receiver<()>> = {
+            let state = self.state();
+            let running = diff_ids.iter().filter_map(|diff_id| state.running.get(diff_id));
+            running
+                .filter(|running| running.status.receiver_count() == 0)
+                .map(|running| running.ended.clone())
+                .collect()
+        };
+        for mut ended in endings {
+            // Nothing is ever sent: the error is the end.
+            while ended.changed().await.is_ok() {}
+        }
     }
 }
 
@@ -181,11 +216,12 @@ async fn transfer(
         result
     };
     let feeding = feed(inner, source, layer, sender);
-    let result = tokio::select! {
-        result = async { feeding.await; unpacking.await } => result,
-        () = status.closed() => return Err(cancelled()),
-    };
-    result.map_err(|_gone| UnpackError::Panic)?
+    // Dropped half-way, the feed closes the channel without the mark of a good end, and the threads stop.
+    tokio::select! {
+        () = feeding => {}
+        () = status.closed() => {}
+    }
+    unpacking.await.map_err(|_gone| UnpackError::Panic)?
 }
 
 /// Passes the layer on as it arrives; the empty chunk at its end says that size and digest were right.

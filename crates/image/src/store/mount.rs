@@ -43,7 +43,7 @@ impl Inner {
     }
 }
 
-fn mount_files(files: &[PathBuf]) -> io::Result<OwnedFd> {
+pub(crate) fn mount_files(files: &[PathBuf]) -> io::Result<OwnedFd> {
     // Long paths are given by descriptor; the descriptors must live until the superblock is made.
     let mut open = Vec::new();
     let mut names = Vec::with_capacity(files.len());

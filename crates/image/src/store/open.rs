@@ -47,6 +47,7 @@ pub(super) fn open(config: ImageStoreConfig) -> Result<Inner, ImageError> {
         catalog: Mutex::new(catalog),
         layers,
         mounts: Mutex::default(),
+        sealing: Mutex::default(),
         boot_id,
         next_name: 0.into(),
         _lock: lock,

@@ -94,15 +94,21 @@ async fn fetch_layers(
         let progress = progress.clone();
         following.spawn(async move { follow(&inner, &source, &layer, diff_id, &progress).await });
     }
-    // Dropping the set on the way out ends the other followers, and with them transfers that nobody else follows.
+    let mut result = Ok(());
     while let Some(joined) = following.join_next().await {
-        match joined {
-            Ok(Ok(())) => {}
-            Ok(Err(source)) => return Err(ImageError::Layer { reference: name.to_owned(), source }),
-            Err(_panic_or_shutdown) => return Err(ImageError::Stopped { reference: name.to_owned() }),
-        }
+        result = match joined {
+            Ok(Ok(())) => continue,
+            Ok(Err(source)) => Err(ImageError::Layer { reference: name.to_owned(), source }),
+            Err(_panic_or_shutdown) => Err(ImageError::Stopped { reference: name.to_owned() }),
+        };
+        break;
     }
-    Ok(())
+    if result.is_err() {
+        // Without followers the other transfers end, unless another pull follows them. Nothing of them is left on return.
+        following.shutdown().await;
+        inner.layers.abandoned(diff_ids).await;
+    }
+    result
 }
 
 async fn follow(

@@ -7,7 +7,7 @@ use sampan_kit::error_chain::ErrorChain;
 use sampan_oci::digest::Digest;
 use std::fs::File;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 /// Syncs the files of an image and seals its record, on a thread of its own. If that fails, the record stays as it is, and the
 /// next start of the service tries again.
@@ -24,8 +24,13 @@ pub(super) fn start(inner: &Arc<Inner>, id: Digest) {
             }
         }
     });
-    if let Err(error) = thread {
-        tracing::warn!(image = %id, %error, "no thread to sync an image to the disk");
+    match thread {
+        Ok(thread) => {
+            let mut sealing = inner.sealing.lock().unwrap_or_else(PoisonError::into_inner);
+            sealing.retain(|thread| !thread.is_finished());
+            sealing.push(thread);
+        }
+        Err(error) => tracing::warn!(image = %id, %error, "no thread to sync an image to the disk"),
     }
 }
 

@@ -34,7 +34,7 @@ pub enum TreeError {
 }
 
 /// Takes entries, gives a tree.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct LayerTreeBuilder {
     inodes: Vec<Inode>,
     contents: Vec<Content>,

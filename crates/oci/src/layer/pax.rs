@@ -231,9 +231,9 @@ mod tests {
     #[test]
     fn values_may_hold_anything() {
         let mut records = Records::default();
-        records.add(b"32 SCHILY.xattr.user.a=x\ny=z\0 end\n".get(..).expect("whole"), 0).expect_err("wrong length");
+        records.add(b"33 SCHILY.xattr.user.a=x\ny=z\0 end\n", 0).expect_err("wrong length");
         let mut records = Records::default();
-        records.add(b"33 SCHILY.xattr.user.a=x\ny=z\0 end\n11 path=a\xff\n", 0).expect("valid");
+        records.add(b"34 SCHILY.xattr.user.a=x\ny=z\0 end\n11 path=a\xff\n", 0).expect("valid");
         assert_eq!(records.path.as_deref(), Some(&b"a\xff"[..]));
         let xattrs = records.take_xattrs(b"x").expect("small");
         assert_eq!(xattrs, vec![Xattr { name: b"user.a".to_vec(), value: b"x\ny=z\0 end".to_vec() }]);
