@@ -6,12 +6,17 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use crate::streams::RemoteStreams;
-use crate::websocket;
+use crate::{spdy, websocket};
 
 const KEY: HeaderName = HeaderName::from_static("sec-websocket-key");
 const ACCEPT: HeaderName = HeaderName::from_static("sec-websocket-accept");
 const VERSION: HeaderName = HeaderName::from_static("sec-websocket-version");
 const SUBPROTOCOL: HeaderName = HeaderName::from_static("sec-websocket-protocol");
+
+const STREAM_PROTOCOL: HeaderName = HeaderName::from_static("x-stream-protocol-version");
+
+/// The newest that SPDY clients speak; v5 is for WebSocket only.
+const SPDY_PROTOCOL: &str = "v4.channel.k8s.io";
 
 /// In order of preference.
 const SUBPROTOCOLS: [&str; 2] = ["v5.channel.k8s.io", "v4.channel.k8s.io"];
@@ -40,6 +45,7 @@ pub struct Handshake(Agreed);
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Agreed {
     WebSocket { accept: String, subprotocol: &'static str },
+    Spdy,
 }
 
 fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
@@ -66,7 +72,18 @@ impl Handshake {
         if asks_for("websocket") {
             return Self::agree_websocket(headers);
         }
+        if asks_for("SPDY/3.1") {
+            return Self::agree_spdy(headers);
+        }
         Err(HandshakeError::NoUpgrade)
+    }
+
+    fn agree_spdy(headers: &HeaderMap) -> Result<Self, HandshakeError> {
+        let offered: Vec<&str> = tokens(headers, &STREAM_PROTOCOL).collect();
+        if offered.contains(&SPDY_PROTOCOL) {
+            return Ok(Self(Agreed::Spdy));
+        }
+        Err(HandshakeError::NoSubprotocol { offered: offered.join(", ").chars().take(128).collect() })
     }
 
     fn agree_websocket(headers: &HeaderMap) -> Result<Self, HandshakeError> {
@@ -94,6 +111,10 @@ impl Handshake {
                     headers.insert(ACCEPT, accept);
                 }
             }
+            Agreed::Spdy => {
+                headers.insert(UPGRADE, HeaderValue::from_static("SPDY/3.1"));
+                headers.insert(STREAM_PROTOCOL, HeaderValue::from_static(SPDY_PROTOCOL));
+            }
         }
         response
     }
@@ -105,6 +126,7 @@ impl Handshake {
     {
         match self.0 {
             Agreed::WebSocket { .. } => websocket::serve(connection, streams).await,
+            Agreed::Spdy => spdy::serve(connection, streams).await,
         }
     }
 }

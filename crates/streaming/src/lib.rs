@@ -9,6 +9,8 @@
 mod handshake;
 pub mod limits;
 mod session;
+#[doc(hidden)]
+pub mod spdy;
 mod streams;
 mod websocket;
 

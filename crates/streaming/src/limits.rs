@@ -11,9 +11,6 @@ pub const QUEUE_MAX: usize = 8;
 /// Bytes of one message or SPDY frame from a client; kubectl sends 32 KiB.
 pub const MESSAGE_BYTES_MAX: usize = 1 << 20;
 
-/// Bytes that a SPDY stream may have under way towards us before we read them.
-pub const SPDY_WINDOW_BYTES: usize = 64 << 10;
-
 /// Header bytes of one SPDY stream, inflated.
 pub const SPDY_HEADER_BYTES_MAX: usize = 16 << 10;
 

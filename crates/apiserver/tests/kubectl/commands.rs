@@ -86,6 +86,11 @@ async fn run_logs_exec_and_attach() {
     assert!(failed.err.contains("to stderr"), "{}", failed.err);
     let refused = fixture.kubectl("exec web -- /no/such/program").await.refused();
     assert!(refused.contains("command not found: /no/such/program"), "{refused}");
+    let spdy = fixture.run_over_spdy(&["exec", "-i", "web", "--", "cat"], &big).await.ok();
+    assert_eq!(spdy, big);
+    let failed = fixture.run_over_spdy(&["exec", "web", "--", "sh", "-c", "echo out; echo to stderr >&2; exit 9"], "").await;
+    assert_eq!((failed.code, failed.out.as_str()), (9, "out\n"));
+    assert!(failed.err.contains("to stderr"), "{}", failed.err);
     let attached = fixture.kubectl_with("attach -i web", "hello").await.ok();
     assert!(attached.contains("attached\nhello"), "{attached}");
     let unknown = fixture.kubectl("logs web -c other").await.refused();

@@ -108,7 +108,18 @@ impl Fixture {
     }
 
     pub(crate) async fn run(&self, words: &[&str], input: &str) -> Said {
-        let mut child = self.command(words).spawn().expect("kubectl");
+        Self::finish(self.command(words), input).await
+    }
+
+    /// Runs kubectl the way it spoke before 1.31.
+    pub(crate) async fn run_over_spdy(&self, words: &[&str], input: &str) -> Said {
+        let mut command = self.command(words);
+        command.env("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", "false");
+        Self::finish(command, input).await
+    }
+
+    async fn finish(mut command: tokio::process::Command, input: &str) -> Said {
+        let mut child = command.spawn().expect("kubectl");
         let mut stdin = child.stdin.take().expect("stdin");
         let fed = async {
             // A command that refuses early does not read its input.
@@ -117,7 +128,7 @@ impl Fixture {
         };
         let ended = async { tokio::time::timeout(std::time::Duration::from_secs(30), child.wait_with_output()).await };
         let ((), output) = tokio::join!(fed, ended);
-        let output = output.unwrap_or_else(|_| panic!("kubectl {words:?} hangs")).expect("output");
+        let output = output.unwrap_or_else(|_| panic!("{command:?} hangs")).expect("output");
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         Said { code: output.status.code().unwrap_or(-1), out: text(&output.stdout), err: text(&output.stderr) }
     }
