@@ -8,7 +8,7 @@ mod receive;
 mod send;
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use sampan_sys::process::{self, NEW_MOUNT};
 use sampan_wire::agent::Refusal;
@@ -18,8 +18,9 @@ use crate::fault::AtStage;
 pub(crate) use receive::receive;
 pub(crate) use send::send;
 
-/// Enters the container's mount namespace, and with it its root, for good.
-pub(crate) fn enter(init: &OwnedFd) -> Result<(), Refusal> {
+/// Enters the container's mount namespace, and with it its root, for good, keeping only the descriptors that a copy needs.
+pub(crate) fn enter(init: &OwnedFd, archive: &OwnedFd, report: &OwnedFd) -> Result<(), Refusal> {
+    process::close_all_except(&[init, archive, report].map(AsRawFd::as_raw_fd));
     process::enter_namespaces(init.as_fd(), NEW_MOUNT).at("join the container's mount namespace")
 }
 

@@ -13,7 +13,7 @@ use sampan_wire::frame::FrameDecoder;
 use sampan_wire::limits::{DESCRIPTORS_MAX, EXIT_RECORDS_MAX};
 
 use crate::container::{Container, Ended};
-use crate::launch::{Launch, Purpose};
+use crate::launch::{Asker, Launch, Purpose};
 use crate::link::{Link, LinkError, Outgoing, Received};
 use crate::pod::{Agent, now};
 use crate::streams::{Outlet, Ready};
@@ -30,6 +30,7 @@ impl Agent {
         {
             // A new daemon; whatever the one before it had asked for is nobody's any more.
             self.link = Some(Link::new(connection));
+            self.connection = self.connection.wrapping_add(1);
         }
         self.serve_daemon();
         self.read_reports(&ready);
@@ -87,7 +88,11 @@ impl Agent {
     }
 
     /// Answers a request, if the one who asked is still there.
-    pub(crate) fn reply(&mut self, request_id: u64, reply: Reply, descriptors: Outgoing) {
+    pub(crate) fn reply(&mut self, asker: Asker, reply: Reply, descriptors: Outgoing) {
+        let Asker { connection, request_id } = asker;
+        if connection != self.connection {
+            return;
+        }
         self.tell(&FromAgent::Reply { request_id, reply }, descriptors);
     }
 
@@ -147,7 +152,7 @@ impl Agent {
             Ok(ChildReport::Opened) => {
                 if let Purpose::Transfer { answered } = &mut launch.purpose {
                     *answered = true;
-                    self.reply(launch.request_id, Reply::Done, Outgoing::default());
+                    self.reply(launch.asker, Reply::Done, Outgoing::default());
                 }
             }
             Err(_) => {}
@@ -156,10 +161,10 @@ impl Agent {
 
     /// A child has become its program, or has not.
     fn finish_launch(&mut self, launch: Launch) {
-        let Launch { request_id, pid, purpose, failure, exited, .. } = launch;
+        let Launch { asker, pid, purpose, failure, exited, .. } = launch;
         if let Some(refusal) = failure {
             if !matches!(purpose, Purpose::Transfer { answered: true }) {
-                self.reply(request_id, Reply::Refused(refusal), Outgoing::default());
+                self.reply(asker, Reply::Refused(refusal), Outgoing::default());
             }
             return;
         }
@@ -169,18 +174,18 @@ impl Agent {
                 container.started_at = now();
                 let Ok(pidfd) = rustix::io::fcntl_dupfd_cloexec(&container.pidfd, 3) else { return };
                 let reply = Reply::Started { pidfd: outgoing.add(pidfd), started_at: container.started_at };
-                self.reply(request_id, reply, outgoing);
+                self.reply(asker, reply, outgoing);
                 let name = container.name.clone();
                 self.containers.insert(name, *container);
             }
             Purpose::Exec { exec_id, terminal } => {
                 let reply = Reply::ExecStarted { terminal: terminal.map(|master| outgoing.add(master)) };
-                self.reply(request_id, reply, outgoing);
+                self.reply(asker, reply, outgoing);
                 self.execs.push((pid, exec_id));
             }
             Purpose::Transfer { answered } => {
                 if !answered {
-                    self.reply(request_id, Reply::Done, outgoing);
+                    self.reply(asker, Reply::Done, outgoing);
                 }
             }
         }

@@ -27,13 +27,20 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 /// A child whose report has not ended yet.
 #[derive(Debug)]
 pub(crate) struct Launch {
-    pub(crate) request_id: u64,
+    pub(crate) asker: Asker,
     pub(crate) pid: i32,
     pub(crate) report: OwnedFd,
     pub(crate) purpose: Purpose,
     pub(crate) failure: Option<Refusal>,
     /// Set when the child was reaped before its report was read to the end.
     pub(crate) exited: Option<ExitStatus>,
+}
+
+/// Who waits for a reply: a request of one connection. A later connection counts its requests anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Asker {
+    pub(crate) connection: u64,
+    pub(crate) request_id: u64,
 }
 
 /// What a child is to become.

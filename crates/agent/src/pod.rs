@@ -34,6 +34,8 @@ pub(crate) struct Agent {
     pub(crate) listener: OwnedFd,
     pub(crate) signals: OwnedFd,
     pub(crate) link: Option<Link>,
+    /// Counts the connections; the present one bears this number.
+    pub(crate) connection: u64,
     /// What went wrong before anybody could be told.
     pub(crate) fault: Option<Refusal>,
     pub(crate) own_pid_namespace: Option<OwnedFd>,
@@ -63,6 +65,7 @@ pub(crate) fn run(id: &str, listener: OwnedFd) -> ! {
         listener,
         signals,
         link: None,
+        connection: 0,
         fault: prepared.as_ref().err().cloned(),
         own_pid_namespace: prepared.ok(),
         configuration: None,

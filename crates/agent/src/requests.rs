@@ -9,7 +9,7 @@ use sampan_wire::agent::{ContainerStart, ExecStart, ExecStreams, FromDaemon, Mou
 use crate::container::Container;
 use crate::copy;
 use crate::fault::AtStage;
-use crate::launch::{Child, ChildStreams, Launch, Placement, Purpose, become_program, make_child, set_size};
+use crate::launch::{Asker, Child, ChildStreams, Launch, Placement, Purpose, become_program, make_child, set_size};
 use crate::limits::{CONTAINERS_MAX, EXECS_MAX};
 use crate::link::{Descriptors, LinkError, Outgoing};
 use crate::pod::{Agent, now};
@@ -22,7 +22,7 @@ type PipeEnds = ([Option<OwnedFd>; 3], [Option<OwnedFd>; 3]);
 impl Agent {
     /// Does what is asked and replies, now or when the outcome is known. An error ends the connection.
     pub(crate) fn handle(&mut self, message: FromDaemon, mut descriptors: Descriptors) -> Result<(), LinkError> {
-        let id = message.request_id;
+        let id = Asker { connection: self.connection, request_id: message.request_id };
         let outcome = match message.request {
             Request::Hello => Ok(Some(Reply::Hello(self.state()))),
             Request::Configure(configuration) => self.configure(configuration).map(|()| Some(Reply::Done)),
@@ -59,11 +59,11 @@ impl Agent {
             }
             Request::CopyOut { container, path, archive } => {
                 let archive = descriptors.take(archive)?;
-                self.transfer(id, &container, |report| copy::send(&path, &archive, report)).map(|()| None)
+                self.transfer(id, &container, &archive, |report| copy::send(&path, &archive, report)).map(|()| None)
             }
             Request::CopyIn { container, directory, archive } => {
                 let archive = descriptors.take(archive)?;
-                self.transfer(id, &container, |_| copy::receive(&directory, &archive)).map(|()| None)
+                self.transfer(id, &container, &archive, |_| copy::receive(&directory, &archive)).map(|()| None)
             }
             Request::ReopenLog { container, log } => {
                 let log = descriptors.take(log)?;
@@ -90,7 +90,7 @@ impl Agent {
         found.ok_or_else(|| Refusal::NoSuchContainer { container: container.to_owned() })
     }
 
-    fn start_container(&mut self, id: u64, start: ContainerStart, parts: ContainerParts) -> Result<(), Refusal> {
+    fn start_container(&mut self, id: Asker, start: ContainerStart, parts: ContainerParts) -> Result<(), Refusal> {
         let Some(configuration) = &self.configuration else {
             return Err(Refusal::NotNow { why: "the pod is not configured yet".into() });
         };
@@ -126,11 +126,17 @@ impl Agent {
             ended: None,
         };
         let purpose = Purpose::Container(Box::new(container));
-        self.launches.push(Launch { request_id: id, pid, report, purpose, failure: None, exited: None });
+        self.launches.push(Launch { asker: id, pid, report, purpose, failure: None, exited: None });
         Ok(())
     }
 
-    fn exec(&mut self, id: u64, start: ExecStart, cgroups: Vec<OwnedFd>, streams: ChildStreams) -> Result<(), Refusal> {
+    fn exec(
+        &mut self,
+        id: Asker,
+        start: ExecStart,
+        cgroups: Vec<OwnedFd>,
+        streams: ChildStreams,
+    ) -> Result<(), Refusal> {
         self.room_for_exec()?;
         let container = self.running(&start.container)?;
         let mut process = container.process.clone();
@@ -152,26 +158,27 @@ impl Agent {
         })?;
         let purpose = Purpose::Exec { exec_id: start.exec_id, terminal: None };
         let Child { pid, report, .. } = child;
-        self.launches.push(Launch { request_id: id, pid, report, purpose, failure: None, exited: None });
+        self.launches.push(Launch { asker: id, pid, report, purpose, failure: None, exited: None });
         Ok(())
     }
 
     fn transfer(
         &mut self,
-        id: u64,
+        id: Asker,
         container: &str,
+        archive: &OwnedFd,
         body: impl FnOnce(&OwnedFd) -> Result<std::convert::Infallible, Refusal>,
     ) -> Result<(), Refusal> {
         self.room_for_exec()?;
         let pidfd = &self.running(container)?.pidfd;
         let init = rustix::io::fcntl_dupfd_cloexec(pidfd, 3).at("duplicate a pidfd")?;
         let child = self.make_child_beside(&init, |_, report| {
-            copy::enter(&init)?;
+            copy::enter(&init, archive, report)?;
             body(report)
         })?;
         let purpose = Purpose::Transfer { answered: false };
         let Child { pid, report, .. } = child;
-        self.launches.push(Launch { request_id: id, pid, report, purpose, failure: None, exited: None });
+        self.launches.push(Launch { asker: id, pid, report, purpose, failure: None, exited: None });
         Ok(())
     }
 

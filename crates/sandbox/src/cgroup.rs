@@ -11,6 +11,8 @@
 
 mod device_filter;
 mod layout;
+#[cfg(test)]
+mod tests;
 mod usage;
 
 use std::io::{self, Read};
@@ -177,16 +179,23 @@ impl Group {
     }
 
     /// Lets the group use only the harmless devices that every container has, and terminals.
-    pub(crate) fn restrict_devices(&self) -> io::Result<()> {
+    ///
+    /// In a user namespace of its own a container cannot make device nodes and is given no others, so that there the list
+    /// is a second line of defence: where the kernel does not let us load it, the container starts without.
+    pub(crate) fn restrict_devices(&self, own_users: bool) -> io::Result<()> {
         let unified = self.hierarchies.iter().find(|hierarchy| hierarchy.unified);
-        if let Some((hierarchy, directory)) = self.with("devices").filter(|(hierarchy, _)| !hierarchy.unified) {
-            debug_assert!(!hierarchy.unified, "v2 has no devices controller");
+        if let Some((_, directory)) = self.with("devices").filter(|(hierarchy, _)| !hierarchy.unified) {
             std::fs::write(directory.join("devices.deny"), "a")?;
             for rule in device_rules() {
                 std::fs::write(directory.join("devices.allow"), rule)?;
             }
         } else if let Some(hierarchy) = unified {
-            device_filter::attach(&self.directory(hierarchy))?;
+            match device_filter::attach(&self.directory(hierarchy)) {
+                Err(error) if own_users && error.kind() == io::ErrorKind::PermissionDenied => {
+                    tracing::debug!("the device list cannot be loaded: this service may not use BPF");
+                }
+                result => result?,
+            }
         }
         Ok(())
     }
@@ -229,10 +238,10 @@ impl Group {
     }
 }
 
-/// Rules in the language of `devices.allow`: making nodes is harmless where opening them is not allowed.
+/// Rules in the language of `devices.allow`: the nodes of every container, `/dev/ptmx` and pseudo terminals. Making other
+/// nodes is harmless where opening them is not allowed.
 fn device_rules() -> impl Iterator<Item = String> {
     let nodes = devices::NODES.iter().map(|(_, major, minor)| format!("c {major}:{minor} rwm"));
-    // Terminals: /dev/ptmx and every pseudo terminal.
     nodes.chain(["c *:* m", "b *:* m", "c 5:2 rwm", "c 136:* rwm"].map(str::to_owned))
 }
 

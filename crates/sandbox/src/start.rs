@@ -66,12 +66,13 @@ impl ProcessSandbox {
             self.clear_earlier_run(&spec.name, group.clone()).await?;
         }
         let (resources, privileged, root) = (spec.resources, spec.privileged, self.root_id());
+        let own_users = self.user_namespace().is_some();
         let (cgroups, devices) = blocking("prepare the container", move || {
             group.create()?;
             group.limit(&resources)?;
             group.kill_as_one()?;
             if !privileged {
-                group.restrict_devices()?;
+                group.restrict_devices(own_users)?;
             }
             Ok((group.open_procs()?, devices::make(root)?))
         })

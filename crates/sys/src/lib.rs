@@ -4,6 +4,7 @@
 //! here is the rest, one thin function per kernel operation, without policy. Every function names the kernel
 //! interface it speaks (man page or header) and returns [`std::io::Error`] with the kernel's own error number.
 
+pub mod device_filter;
 pub mod loop_device;
 pub mod mount;
 pub mod namespace;

@@ -70,6 +70,12 @@ fn parse(mountinfo: &str, controllers_of: impl Fn(&Path) -> String) -> Vec<Hiera
     found
 }
 
+/// A v2 hierarchy that carries nothing.
+#[cfg(test)]
+pub(super) fn unified_for_tests(root: PathBuf) -> Hierarchy {
+    Hierarchy { root, unified: true, controllers: Vec::new() }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

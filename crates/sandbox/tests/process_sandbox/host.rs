@@ -296,5 +296,7 @@ pub(crate) fn make_root(root: u32) -> Result<OwnedFd> {
     }
     std::fs::write(path.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\nweb:x:33:34:web:/home:/bin/sh\n")?;
     std::fs::write(path.join("etc/group"), "root:x:0:\nwww:x:34:\nlogs:x:40:web\n")?;
+    own(&path.join("etc/passwd"))?;
+    own(&path.join("etc/group"))?;
     Ok(mount)
 }
