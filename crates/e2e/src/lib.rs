@@ -4,3 +4,6 @@
 //! `quickstart.sh` and for the benchmarks.
 
 pub mod fixtures;
+pub mod harness;
+pub mod leaks;
+pub mod service;
