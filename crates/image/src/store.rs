@@ -35,7 +35,7 @@ mod tests;
 
 pub use catalog::Image;
 #[cfg(test)]
-pub(crate) use mount::mount_files;
+pub(crate) use mount::{mount_files, mount_loops};
 pub use progress::{LayerProgress, LayerState, ProgressSender};
 
 use crate::error::ImageError;
@@ -49,6 +49,7 @@ use sampan_oci::digest::Digest;
 use sampan_oci::platform::Platform;
 use sampan_oci::reference::ImageSource;
 use sampan_registry::RegistryConfig;
+use sampan_sys::mount::{KeptMount, MountRoom};
 use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -76,6 +77,8 @@ pub struct ImageStoreConfig {
     pub layer_bytes_max: u64,
     /// Layers that are downloaded and unpacked at one time.
     pub layers_at_once: usize,
+    /// Where mounts are attached, on kernels that clone only attached ones.
+    pub mount_room: Option<Arc<MountRoom>>,
 }
 
 impl ImageStoreConfig {
@@ -86,6 +89,7 @@ impl ImageStoreConfig {
             platform: Platform::host(),
             layer_bytes_max: LAYER_BYTES_MAX,
             layers_at_once: LAYERS_AT_ONCE,
+            mount_room: None,
         }
     }
 }
@@ -126,7 +130,7 @@ struct Inner {
     client: Client,
     catalog: Mutex<Catalog>,
     layers: Layers,
-    mounts: Mutex<HashMap<Digest, OwnedFd>>,
+    mounts: Mutex<HashMap<Digest, KeptMount>>,
     /// Threads that sync new images to the disk.
     sealing: Mutex<Vec<JoinHandle<()>>>,
     boot_id: String,
@@ -160,24 +164,18 @@ impl ImageStore {
         let source: ImageSource =
             reference.parse().map_err(|source| ImageError::Reference { reference: reference.to_owned(), source })?;
         let name = source.to_string();
-        // A directory may change at any time, and looking costs nothing.
-        let is_directory = matches!(source, ImageSource::Layout { .. });
-        match policy {
-            PullPolicy::Never => self
-                .inner
-                .catalog()
-                .by_reference(&name)
-                .ok_or(ImageError::NotPresent { reference: reference.to_owned() }),
-            PullPolicy::IfNotPresent if !is_directory => {
-                let present = self.inner.catalog().by_reference(&name);
-                match present {
-                    Some(image) => Ok(image),
-                    None => pull::pull(&self.inner, source, name, progress).await,
-                }
+        let present = self.inner.catalog().by_reference(&name);
+        match (policy, present, &source) {
+            (PullPolicy::Never, present, _) => present.ok_or(ImageError::NotPresent { reference: reference.to_owned() }),
+            (PullPolicy::IfNotPresent, Some(image), ImageSource::Registry(_)) => {
+                self.inner.catalog().cached(&image.id).into_iter().for_each(|layer| progress.send(layer));
+                Ok(image)
             }
-            PullPolicy::Always | PullPolicy::IfNotPresent => {
-                pull::pull_if_changed(&self.inner, source, name, progress).await
+            // A directory may change at any time, and looking costs nothing; but it may also be gone.
+            (PullPolicy::IfNotPresent, Some(image), ImageSource::Layout { directory, .. }) if !directory.exists() => {
+                Ok(image)
             }
+            _ => pull::pull_if_changed(&self.inner, source, name, progress).await,
         }
     }
 

@@ -143,7 +143,7 @@ impl Network {
     }
 
     /// Stops, and when nothing is attached removes the table and the interfaces. Kernel settings stay as they are.
-    pub async fn close(self) -> Result<(), NetworkError> {
+    pub async fn close(&self) -> Result<(), NetworkError> {
         let (closed, ports) = self.ask(Host::close).await??;
         release(ports).await;
         if !closed {

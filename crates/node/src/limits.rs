@@ -31,3 +31,5 @@ pub const PROGRESS_QUEUE: usize = 256;
 pub const EVENTS_FOLDED_MAX: usize = 64;
 /// A request to pull names an image and a policy: nobody needs more.
 pub const PULL_REQUEST_BYTES_MAX: usize = 16 << 10;
+/// How often the host's network is put back in order.
+pub const MEND_INTERVAL: Duration = Duration::from_secs(60);

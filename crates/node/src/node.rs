@@ -13,6 +13,7 @@ use sampan_runtime::{Runtime, RuntimeError};
 use sampan_store::{Change, Key, Object, Store, StoreError};
 use serde_json::Value;
 
+use crate::limits::MEND_INTERVAL;
 use crate::machine::Machine;
 use crate::worker::{Found, Handle, Message, Services, Worker, tell};
 
@@ -172,6 +173,22 @@ impl Node {
         {
             tracing::trace!(pod = %object.key, "its worker had already ended");
         }
+    }
+
+    /// Keeps the host's side in order while the service runs: what other programs took away is put back.
+    pub async fn mend(self) {
+        let mut ticks = tokio::time::interval(MEND_INTERVAL);
+        loop {
+            ticks.tick().await;
+            if let Err(error) = self.services.runtime.mend().await {
+                tracing::warn!(error = %ErrorChain(&error), "the network cannot be put back in order; trying again");
+            }
+        }
+    }
+
+    /// At the end of the service: leaves nothing on the host when no pod is left.
+    pub async fn close(&self) -> Result<(), NodeError> {
+        Ok(self.services.runtime.close().await?)
     }
 
     /// The worker of a pod.

@@ -21,7 +21,7 @@ pub const DISK_BYTES_MIN: u64 = 4 << 20;
 pub const DISK_BYTES_MAX: u64 = 16 << 40;
 
 /// A writable layer with less than this left counts as full.
-pub const FULL_BELOW_BYTES: u64 = 64 << 10;
+pub const FULL_BELOW_BYTES: u64 = 1 << 20;
 
 /// Making a sandbox, its network or its disk takes milliseconds; this long means it will not come.
 pub const CREATE_DEADLINE: Duration = Duration::from_secs(30);

@@ -6,6 +6,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use rustix::fs::{AtFlags, StatxFlags, statx};
 use rustix::mount::MountAttrFlags;
@@ -37,15 +38,13 @@ pub(crate) fn mount(layers: &Layers<'_>) -> io::Result<OwnedFd> {
     let mode = u32::from(root.stx_mode) & 0o7777;
     let upper = layers.disk.directory(&format!("{}/upper", layers.directory), layers.owner, mode)?;
     let work = layers.disk.directory(&format!("{}/work", layers.directory), layers.owner, 0o700)?;
-    match overlay_by_descriptors(lower.as_fd(), upper.as_fd(), work.as_fd()) {
-        Err(error) if mount::os_error(&error) == Some(rustix::io::Errno::INVAL.raw_os_error()) => {
-            overlay_in_scratch(lower.as_fd(), layers)
-        }
-        mounted => mounted,
+    match layers.disk.attached() {
+        None => overlay_by_descriptors(lower.as_fd(), upper.as_fd(), work.as_fd()),
+        Some(disk) => overlay_in_scratch(lower.as_fd(), &disk.join(layers.directory)),
     }
 }
 
-/// Linux 6.13 and later take layers as descriptors, and from 6.15 on detached ones.
+/// Linux 6.13 and later take layers as descriptors, 6.15 and later detached ones.
 fn overlay_by_descriptors(lower: BorrowedFd<'_>, upper: BorrowedFd<'_>, work: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let context = FsContext::open("overlay")?;
     context.set_fd("lowerdir+", lower)?;
@@ -54,22 +53,17 @@ fn overlay_by_descriptors(lower: BorrowedFd<'_>, upper: BorrowedFd<'_>, work: Bo
     finish(context)
 }
 
-/// Older kernels want layers that are attached in the caller's mount namespace.
-fn overlay_in_scratch(lower: BorrowedFd<'_>, layers: &Layers<'_>) -> io::Result<OwnedFd> {
+/// Older kernels take paths, and only of what is attached in the caller's mount namespace. The disk already is, in the
+/// daemon's private one; the image's idmapped clone is attached in a scratch copy of that, for the moment of the mount.
+fn overlay_in_scratch(lower: BorrowedFd<'_>, directory: &Path) -> io::Result<OwnedFd> {
+    /// Exists everywhere, and nothing in the scratch namespace needs what it hides.
+    const PLACE: &str = "/proc";
     mount::in_scratch_namespace(|| {
-        let scratch = FsContext::open("tmpfs")?.mount(MountAttrFlags::empty())?;
-        let root = rustix::fs::open("/", rustix::fs::OFlags::PATH, rustix::fs::Mode::empty())?;
-        mount::attach(scratch.as_fd(), root.as_fd(), "proc")?;
-        let mode = rustix::fs::Mode::from_raw_mode(0o700);
-        rustix::fs::mkdirat(&scratch, "lower", mode)?;
-        rustix::fs::mkdirat(&scratch, "disk", mode)?;
-        let disk = mount::clone_tree(layers.disk.mount(), "", false)?;
-        mount::attach(lower, scratch.as_fd(), "lower")?;
-        mount::attach(disk.as_fd(), scratch.as_fd(), "disk")?;
+        mount::attach(lower, rustix::fs::CWD, PLACE)?;
         let context = FsContext::open("overlay")?;
-        context.set_string("lowerdir", "/proc/lower")?;
-        context.set_string("upperdir", format!("/proc/disk/{}/upper", layers.directory))?;
-        context.set_string("workdir", format!("/proc/disk/{}/work", layers.directory))?;
+        context.set_string("lowerdir", PLACE)?;
+        context.set_string("upperdir", directory.join("upper"))?;
+        context.set_string("workdir", directory.join("work"))?;
         finish(context)
     })
 }

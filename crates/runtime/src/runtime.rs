@@ -11,13 +11,15 @@
 
 use std::collections::HashSet;
 use std::io;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use sampan_network::{Attachment, Network, NetworkError};
+use sampan_network::{Attachment, Network, NetworkError, PortHolder, Protocol};
 use sampan_sandbox::{
     ProcessSandbox, ProcessSandboxes, SandboxError, SandboxId, SandboxSpec, StartError, UserNamespace,
 };
+use sampan_sys::mount::MountRoom;
 
 use crate::container::ContainerConfigError;
 use crate::journal::{Journal, JournalError, SandboxRow, SandboxState};
@@ -66,6 +68,20 @@ pub enum RuntimeError {
     /// The pod asks for what cannot be.
     #[error("{0}")]
     Refused(String),
+    /// Another instance has published the port.
+    #[error(
+        "port {port}/{protocol} on {address} is taken by instance {holder}; publish another port or remove that instance"
+    )]
+    PortTaken {
+        /// On this host address.
+        address: IpAddr,
+        /// The port.
+        port: u16,
+        /// Its protocol.
+        protocol: Protocol,
+        /// Namespace and name of the pod that has it.
+        holder: String,
+    },
     /// It did not come in time.
     #[error("the {part} was not ready within {seconds} s")]
     Deadline {
@@ -91,6 +107,8 @@ impl RuntimeError {
 pub struct RuntimeConfig {
     /// Persistent state: journal, templates, disks, logs.
     pub data_dir: PathBuf,
+    /// Where mounts are attached, on kernels that clone only attached ones.
+    pub mount_room: Option<Arc<MountRoom>>,
 }
 
 /// A sandbox found after a restart.
@@ -190,13 +208,37 @@ impl Runtime {
         let connect = async {
             let sandbox = timeline.measure("sandbox", within("sandbox", self.sandboxes.create(spec))).await?;
             let attach = self.network.attach(&row.id, sandbox.network_namespace(), &config.ports);
-            let attachment = timeline.measure("network", within("network", attach)).await?;
+            let attachment = timeline.measure("network", within("network", attach)).await;
+            let attachment = attachment.map_err(|error| self.name_port_holder(error))?;
             Ok::<_, RuntimeError>((sandbox, attachment))
         };
         let disk = timeline.measure("disk", self.new_disk(&row.id, config.disk_bytes));
         let ((sandbox, attachment), disk) = tokio::try_join!(connect, disk)?;
         self.write_pod_files(row, &config, &attachment, &disk)?;
         self.complete(row.clone(), config, sandbox, attachment, disk).await
+    }
+
+    /// Users know instances by their pod's name, not by the sandbox's id.
+    fn name_port_holder(&self, error: RuntimeError) -> RuntimeError {
+        let RuntimeError::Network(NetworkError::PortTaken { address, port, protocol, holder: PortHolder::Sandbox(id) }) =
+            &error
+        else {
+            return error;
+        };
+        let holder = self.journal.sandboxes().ok().and_then(|rows| rows.into_iter().find(|row| row.id == *id));
+        let Some(holder) = holder.map(|row| row.pod_name) else { return error };
+        RuntimeError::PortTaken { address: *address, port: *port, protocol: *protocol, holder }
+    }
+
+    /// Puts back what others took away of the network: rules after a flush, held ports.
+    pub async fn mend(&self) -> Result<(), RuntimeError> {
+        Ok(self.network.mend().await?)
+    }
+
+    /// At the end of the service: takes away what it made for all pods, when none is left.
+    pub async fn close(&self) -> Result<(), RuntimeError> {
+        self.network.close().await?;
+        Ok(self.sandboxes.close().await?)
     }
 
     /// Takes up a pod whose agent outlived the daemon.
@@ -206,8 +248,8 @@ impl Runtime {
         let attachment = self.network.attachment(&row.id).await?;
         let attachment =
             attachment.ok_or_else(|| RuntimeError::Refused("its address is no longer known".to_owned()))?;
-        let image = self.disk_image(&row.id);
-        let disk = tokio::task::spawn_blocking(move || writable::mount_image(&image));
+        let (image, room) = (self.disk_image(&row.id), self.config.mount_room.clone());
+        let disk = tokio::task::spawn_blocking(move || writable::mount_image(&image, room.as_deref()));
         let disk = disk.await.map_err(RuntimeError::panicked)??;
         self.complete(row, config, sandbox, attachment, disk).await
     }
@@ -221,9 +263,9 @@ impl Runtime {
         disk: Disk,
     ) -> Result<Pod, RuntimeError> {
         let owner = Owner { root: row.first_id };
-        let volume_configs = config.volumes.clone();
+        let (volume_configs, room) = (config.volumes.clone(), self.config.mount_room.clone());
         let parts = tokio::task::spawn_blocking(move || {
-            let volumes = Volumes::prepare(&volume_configs, &disk, owner)?;
+            let volumes = Volumes::prepare(&volume_configs, &disk, owner, room.as_deref())?;
             Ok::<_, RuntimeError>(Parts { disk, volumes })
         });
         let parts = Arc::new(parts.await.map_err(RuntimeError::panicked)??);
@@ -283,11 +325,11 @@ impl Runtime {
     async fn new_disk(&self, id: &str, bytes: u64) -> Result<Disk, RuntimeError> {
         let bytes = if bytes == 0 { DISK_BYTES_DEFAULT } else { bytes };
         let (folder, image) = (self.sandbox_folder(id), self.disk_image(id));
-        let templates = self.config.data_dir.join("templates");
+        let (templates, room) = (self.config.data_dir.join("templates"), self.config.mount_room.clone());
         let made = tokio::task::spawn_blocking(move || {
             std::fs::create_dir_all(&folder).map_err(RuntimeError::host("make the sandbox's folder"))?;
             writable::create_image(&templates, &image, bytes)?;
-            Ok::<_, RuntimeError>(writable::mount_image(&image)?)
+            Ok::<_, RuntimeError>(writable::mount_image(&image, room.as_deref())?)
         });
         made.await.map_err(RuntimeError::panicked)?
     }

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 use rustix::io::Errno;
 use rustix::mount::MountAttrFlags;
-use sampan_sys::mount::{self, FsContext, MountChange};
+use sampan_sys::mount::{self, FsContext, KeptMount, MountChange, MountRoom};
 
 use crate::pod::Owner;
 use crate::writable::{Disk, ignore_exists};
@@ -116,13 +116,18 @@ pub(crate) struct Volumes {
 #[derive(Debug)]
 enum Prepared {
     Disk(String),
-    Memory(OwnedFd),
+    Memory(KeptMount),
     Host(PathBuf),
 }
 
 impl Volumes {
     /// Makes directories and memory file systems, and checks host paths.
-    pub(crate) fn prepare(configs: &[VolumeConfig], disk: &Disk, owner: Owner) -> Result<Self, VolumeError> {
+    pub(crate) fn prepare(
+        configs: &[VolumeConfig],
+        disk: &Disk,
+        owner: Owner,
+        room: Option<&MountRoom>,
+    ) -> Result<Self, VolumeError> {
         let mut prepared = HashMap::new();
         for config in configs {
             let fail = |step| {
@@ -136,7 +141,8 @@ impl Volumes {
                     Prepared::Disk(directory)
                 }
                 VolumeSource::EmptyDir { memory: true, size_bytes } => {
-                    Prepared::Memory(memory_volume(*size_bytes, owner).map_err(fail("make it in memory"))?)
+                    let made = memory_volume(*size_bytes, owner).and_then(|mount| KeptMount::new(mount, room));
+                    Prepared::Memory(made.map_err(fail("make it in memory"))?)
                 }
                 VolumeSource::HostPath { path, kind } => {
                     check_host_path(&config.name, path, *kind)?;

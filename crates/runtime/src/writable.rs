@@ -14,7 +14,7 @@ use std::process::{Command, Stdio};
 use rustix::fs::{AtFlags, Gid, Mode, OFlags, SeekFrom, Uid, chownat, mkdirat, openat, seek};
 use rustix::mount::MountAttrFlags;
 use sampan_sys::loop_device::{LoopDevice, LoopOptions};
-use sampan_sys::mount::FsContext;
+use sampan_sys::mount::{FsContext, KeptMount, MountRoom};
 
 use crate::limits::{DISK_BYTES_MAX, DISK_BYTES_MIN, FULL_BELOW_BYTES};
 
@@ -53,7 +53,7 @@ pub enum DiskError {
 /// A pod's mounted writable layer.
 #[derive(Debug)]
 pub(crate) struct Disk {
-    mount: OwnedFd,
+    mount: KeptMount,
 }
 
 /// Makes the image of a new pod.
@@ -67,7 +67,7 @@ pub(crate) fn create_image(templates: &Path, image: &Path, bytes: u64) -> Result
 }
 
 /// Mounts the image; a second mount of an image that is still mounted somewhere shares its superblock.
-pub(crate) fn mount_image(image: &Path) -> Result<Disk, DiskError> {
+pub(crate) fn mount_image(image: &Path, room: Option<&MountRoom>) -> Result<Disk, DiskError> {
     let fail = |step| move |source| DiskError::Image { step, path: image.to_owned(), source };
     let backing = OpenOptions::new().read(true).write(true).open(image).map_err(fail("open"))?;
     let device = match attached_device(image).map_err(fail("find the loop device of"))? {
@@ -81,7 +81,7 @@ pub(crate) fn mount_image(image: &Path) -> Result<Disk, DiskError> {
     context.set_flag("noinit_itable").map_err(fail("mount"))?;
     let attributes = MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOATIME;
     let mount = context.mount(attributes).map_err(fail("mount"))?;
-    Ok(Disk { mount })
+    Ok(Disk { mount: KeptMount::new(mount, room).map_err(fail("keep"))? })
 }
 
 enum LoopSource {
@@ -129,6 +129,11 @@ impl Disk {
     /// The mount itself.
     pub(crate) fn mount(&self) -> BorrowedFd<'_> {
         self.mount.as_fd()
+    }
+
+    /// Where it is attached, on kernels that need it.
+    pub(crate) fn attached(&self) -> Option<&Path> {
+        self.mount.attached()
     }
 
     /// Used and total bytes.
@@ -257,7 +262,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let image = folder.path().join("disk.img");
         create_image(&folder.path().join("templates"), &image, 16 << 20).unwrap();
-        let disk = mount_image(&image).unwrap();
+        let disk = mount_image(&image, None).unwrap();
         disk.directory("volumes/data", 1000, 0o777).unwrap();
         let file = rustix::fs::openat(
             disk.mount().as_fd(),
@@ -270,7 +275,7 @@ mod tests {
         let error = (0..64).find_map(|_| file.write_all(&[7; 1 << 20]).err()).expect("16 MiB hold no 64 MiB");
         assert_eq!(error.raw_os_error(), Some(28), "{error}");
         assert!(disk.is_full().unwrap());
-        let again = mount_image(&image).unwrap();
+        let again = mount_image(&image, None).unwrap();
         assert!(again.is_full().unwrap(), "the second mount is the same file system");
     }
 }

@@ -195,3 +195,89 @@ where
         thread.join().unwrap_or_else(|_| Err(io::Error::other("the scratch mount thread panicked")))
     })
 }
+
+/// Leaves the host's mount namespace for a private copy that still sees what the host mounts later.
+///
+/// # Errors
+/// `EINVAL` once the process has several threads: call it first thing.
+pub fn enter_private_namespace() -> io::Result<()> {
+    // SAFETY: unshare(2) touches no memory.
+    if unsafe { libc::unshare(libc::CLONE_NEWNS) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    use rustix::mount::{MountPropagationFlags, mount_change};
+    Ok(mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)?)
+}
+
+/// Whether the kernel clones mounts that are attached nowhere (Linux 6.15 and later).
+pub fn clones_detached() -> io::Result<bool> {
+    let probe = FsContext::open("tmpfs")?.mount(MountAttrFlags::empty())?;
+    match clone_tree(probe.as_fd(), "", false) {
+        Ok(_) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// A place inside this process' private mount namespace where mounts are attached, for kernels that clone only what is
+/// attached somewhere. Nothing of it shows in the host's mount table, and it ends with the process.
+#[derive(Debug)]
+pub struct MountRoom {
+    directory: std::path::PathBuf,
+    next: std::sync::atomic::AtomicU64,
+}
+
+impl MountRoom {
+    /// Covers `directory`, which must exist, with a tmpfs of our own.
+    pub fn open(directory: &Path) -> io::Result<Self> {
+        let cover = FsContext::open("tmpfs")?.mount(MountAttrFlags::empty())?;
+        attach(cover.as_fd(), rustix::fs::CWD, directory)?;
+        Ok(Self { directory: directory.to_owned(), next: std::sync::atomic::AtomicU64::new(0) })
+    }
+
+    /// Attaches a detached mount; it stays until the answer is dropped.
+    fn keep(&self, mount: &OwnedFd) -> io::Result<std::path::PathBuf> {
+        let number = self.next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let path = self.directory.join(number.to_string());
+        rustix::fs::mkdir(&path, rustix::fs::Mode::from_raw_mode(0o700))?;
+        attach(mount.as_fd(), rustix::fs::CWD, &path)?;
+        Ok(path)
+    }
+}
+
+/// A mount that can be cloned on every kernel: detached where that is enough, else attached in a [`MountRoom`].
+#[derive(Debug)]
+pub struct KeptMount {
+    mount: OwnedFd,
+    attached: Option<std::path::PathBuf>,
+}
+
+impl KeptMount {
+    /// Keeps a detached mount, in the room where there is one.
+    pub fn new(mount: OwnedFd, room: Option<&MountRoom>) -> io::Result<Self> {
+        let attached = room.map(|room| room.keep(&mount)).transpose()?;
+        Ok(Self { mount, attached })
+    }
+
+    /// Where it is attached, for kernels that take overlay layers by path only.
+    #[must_use]
+    pub fn attached(&self) -> Option<&Path> {
+        self.attached.as_deref()
+    }
+}
+
+impl AsFd for KeptMount {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.mount.as_fd()
+    }
+}
+
+impl Drop for KeptMount {
+    fn drop(&mut self) {
+        let Some(path) = &self.attached else { return };
+        let detached = rustix::mount::unmount(path, rustix::mount::UnmountFlags::DETACH);
+        if let Err(error) = detached.and_then(|()| rustix::fs::rmdir(path)) {
+            tracing::warn!(path = %path.display(), %error, "a mount stays attached until the service ends");
+        }
+    }
+}

@@ -8,7 +8,7 @@ use super::catalog::Image;
 use crate::error::ImageError;
 use rustix::mount::MountAttrFlags;
 use sampan_sys::loop_device::{LoopDevice, LoopOptions};
-use sampan_sys::mount::FsContext;
+use sampan_sys::mount::{FsContext, KeptMount};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -23,7 +23,7 @@ impl Inner {
         let failed = |source| ImageError::Mount { reference: image.reference.clone(), source };
         let mut mounts = self.mounts.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(mount) = mounts.get(&image.id) {
-            return mount.try_clone().map_err(failed);
+            return mount.as_fd().try_clone_to_owned().map_err(failed);
         }
         let devices = self.catalog().record(&image.id).map(|record| record.devices.clone());
         let devices = devices.ok_or_else(|| ImageError::Unknown { reference: image.reference.clone() })?;
@@ -38,7 +38,8 @@ impl Inner {
         });
         let mount = mount.map_err(failed)?;
         let given = mount.try_clone().map_err(failed)?;
-        mounts.insert(image.id, mount);
+        let kept = KeptMount::new(mount, self.config.mount_room.as_deref()).map_err(failed)?;
+        mounts.insert(image.id, kept);
         Ok(given)
     }
 }
@@ -59,7 +60,7 @@ pub(crate) fn mount_files(files: &[PathBuf]) -> io::Result<OwnedFd> {
     mount_names(&names)
 }
 
-fn mount_loops(files: &[PathBuf]) -> io::Result<OwnedFd> {
+pub(crate) fn mount_loops(files: &[PathBuf]) -> io::Result<OwnedFd> {
     let mut devices = Vec::with_capacity(files.len());
     for path in files {
         let options = LoopOptions { read_only: true, direct_io: false };

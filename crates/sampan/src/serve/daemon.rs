@@ -17,6 +17,7 @@ use sampan_registry::RegistryConfig;
 use sampan_runtime::{Runtime, RuntimeConfig};
 use sampan_sandbox::{ProcessSandboxes, SandboxConfig};
 use sampan_store::Store;
+use sampan_sys::mount::{self, MountRoom};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -27,24 +28,28 @@ use crate::cli::serve::{InternalArgs, Listen, ServeArgs};
 pub(crate) fn run(args: &InternalArgs) -> anyhow::Result<()> {
     set_parent_process_death_signal(Some(Signal::TERM)).context("the daemon cannot be bound to its supervisor")?;
     let ready = descriptor(args, "ready")?;
+    mount::enter_private_namespace().context("the daemon cannot have mounts of its own")?;
     let filter = EnvFilter::try_from_env("SAMPAN_LOG").unwrap_or_else(|_unset| EnvFilter::new("info"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .context("the daemon cannot start its threads")?;
-    runtime.block_on(serve(&args.serve, ready))
+    let outcome = runtime.block_on(serve(&args.serve, ready));
+    runtime.shutdown_background();
+    outcome
 }
 
 async fn serve(args: &ServeArgs, ready: std::os::fd::OwnedFd) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("the daemon cannot listen for signals")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("the daemon cannot listen for signals")?;
     let store = Store::open(&args.data_dir.join("store.db")).context("serve: the object store cannot be opened")?;
-    let images = ImageStore::open(image_config(args)?).await.context("serve: the image store cannot be opened")?;
+    let mount_room = mount_room(args)?;
+    let images = ImageStore::open(image_config(args, mount_room.clone())?).await.context("serve: the image store cannot be opened")?;
     let network = Network::open(network_config(args)?).await.context("serve: the network cannot be set up")?;
     let sandboxes = SandboxConfig { run_dir: args.run_dir.clone(), instance: args.instance.clone() };
     let sandboxes = ProcessSandboxes::open(sandboxes).await.context("serve: sandboxes cannot be made")?;
-    let runtime = Runtime::open(RuntimeConfig { data_dir: args.data_dir.clone() }, sandboxes, network)
+    let runtime = Runtime::open(RuntimeConfig { data_dir: args.data_dir.clone(), mount_room }, sandboxes, network)
         .context("serve: the runtime cannot be opened")?;
     let node_config = NodeConfig { name: None, data_dir: args.data_dir.clone() };
     let node =
@@ -54,7 +59,12 @@ async fn serve(args: &ServeArgs, ready: std::os::fd::OwnedFd) -> anyhow::Result<
         .await
         .context("serve: the API cannot be served")?;
     let mut work = tokio::task::JoinSet::new();
-    work.spawn(async move { node.run().await.context("the node stopped") });
+    let (followed, mended) = (node.clone(), node.clone());
+    work.spawn(async move { followed.run().await.context("the node stopped") });
+    work.spawn(async move {
+        mended.mend().await;
+        Ok(())
+    });
     work.spawn(async move { scheduler.run().await.context("the scheduler stopped") });
     work.spawn(async move {
         cleanup::run(store).await;
@@ -71,6 +81,8 @@ async fn serve(args: &ServeArgs, ready: std::os::fd::OwnedFd) -> anyhow::Result<
         },
     };
     api.stop().await;
+    work.shutdown().await;
+    node.close().await.context("serve: the host cannot be left clean; the next start tries again")?;
     outcome
 }
 
@@ -86,10 +98,23 @@ fn server_config(args: &ServeArgs) -> ServerConfig {
     ServerConfig { socket: args.run_dir.join("sampan.sock"), tls }
 }
 
-fn image_config(args: &ServeArgs) -> anyhow::Result<ImageStoreConfig> {
+/// A place for mounts, where the kernel clones only attached ones or `SAMPAN_MOUNT_ROOM=always` asks for it.
+fn mount_room(args: &ServeArgs) -> anyhow::Result<Option<Arc<MountRoom>>> {
+    let always = std::env::var_os("SAMPAN_MOUNT_ROOM").is_some_and(|value| value == "always");
+    if !always && mount::clones_detached().context("serve: this kernel's mounts cannot be tried")? {
+        return Ok(None);
+    }
+    let directory = args.run_dir.join("mounts");
+    std::fs::create_dir_all(&directory).with_context(|| format!("serve: cannot make {}", directory.display()))?;
+    let room = MountRoom::open(&directory).with_context(|| format!("serve: cannot mount on {}", directory.display()))?;
+    Ok(Some(Arc::new(room)))
+}
+
+fn image_config(args: &ServeArgs, mount_room: Option<Arc<MountRoom>>) -> anyhow::Result<ImageStoreConfig> {
     let mut registry = RegistryConfig::from_environment();
     registry.insecure.extend(args.insecure_registry.iter().cloned());
     let mut config = ImageStoreConfig::new(&args.data_dir, registry);
+    config.mount_room = mount_room;
     if let Some(text) = &args.image_size_max {
         config.layer_bytes_max =
             u64::try_from(Quantity::parse(text)?.units()).context("--image-size-max: is negative")?;
@@ -99,6 +124,7 @@ fn image_config(args: &ServeArgs) -> anyhow::Result<ImageStoreConfig> {
 
 fn network_config(args: &ServeArgs) -> anyhow::Result<NetworkConfig> {
     let mut config = NetworkConfig::new(&args.instance, args.data_dir.join("network"));
+    config.lease_dir = args.run_dir.join("network");
     if let Some(text) = &args.pod_cidr4 {
         config.ipv4_pool = Some(text.parse().with_context(|| format!("--pod-cidr4: {text}"))?);
     }
