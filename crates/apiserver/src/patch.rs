@@ -3,6 +3,8 @@
 mod json_patch;
 mod merge;
 mod strategic;
+#[cfg(test)]
+mod tests;
 
 use serde_json::Value;
 

@@ -194,3 +194,53 @@ fn checked_value(value: &str) -> Result<String, String> {
         Some(fault) => Err(format!("value {value:?}: {fault}")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    fn check(labels: &str, fields: &str) -> Result<bool, ApiError> {
+        let catalog = crate::catalog::Catalog::load().expect("embedded data");
+        let pods = catalog.stored("pods").expect("pods");
+        let pod = json!({
+            "metadata": {"name": "web", "namespace": "default", "labels": {"app": "web", "tier": "front", "empty": ""}},
+            "spec": {"nodeName": "node-1"},
+            "status": {"phase": "Running"},
+        });
+        Ok(Selector::parse(pods, labels, fields)?.matches(&pod))
+    }
+
+    #[test]
+    fn selectors_choose() {
+        for (labels, fields, expected) in [
+            ("", "", true),
+            ("app=web", "", true),
+            ("app==web,tier!=back", "", true),
+            ("app in (web, api), tier notin (back)", "", true),
+            ("app notin (web)", "", false),
+            ("!app", "", false),
+            ("!missing,empty", "", true),
+            ("empty=", "", true),
+            ("in", "", false),
+            ("missing!=x", "", true),
+            ("", "metadata.name=web,status.phase!=Failed", true),
+            ("", "spec.nodeName==node-2", false),
+            ("", "spec.nodeName!=", true),
+            ("", "status.podIP=", true),
+        ] {
+            assert_eq!(check(labels, fields), Ok(expected), "{labels} {fields}");
+        }
+        for (labels, fields) in [("a b", ""), ("a in", ""), ("a in (b", ""), ("=x", ""), ("a=b c", ""), ("", "spec.color=x"), ("", "metadata.name")] {
+            assert_eq!(check(labels, fields).map_err(|error| error.status.as_u16()), Err(400), "{labels} {fields}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_survived(labels in "[a-c=!,() inot/.]{0,24}", fields in "[a-z.=!,\\\\]{0,24}") {
+            drop(check(&labels, &fields));
+        }
+    }
+}

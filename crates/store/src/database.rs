@@ -44,7 +44,7 @@ pub(crate) fn open(path: &Path) -> Result<(Connection, Contents), StoreError> {
 }
 
 fn prepare(connection: &Connection) -> Result<(), rusqlite::Error> {
-    connection.busy_timeout(std::time::Duration::from_secs(5))?;
+    connection.busy_timeout(std::time::Duration::from_secs(2))?;
     // The file belongs to one process; without the lock two services could share it and neither would see the other's writes.
     connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
     connection.pragma_update(None, "journal_mode", "WAL")?;

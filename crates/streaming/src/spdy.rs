@@ -219,7 +219,7 @@ impl<C: AsyncRead + AsyncWrite> Reader<C> {
         }
     }
 
-    async fn send(&self, outgoing: Outgoing) -> io::Result<()> {
+    async fn send(&mut self, outgoing: Outgoing) -> io::Result<()> {
         self.outgoing.send(outgoing).await.map_err(|_closed| io::ErrorKind::BrokenPipe.into())
     }
 

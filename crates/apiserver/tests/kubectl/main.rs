@@ -7,3 +7,4 @@ mod commands;
 mod fake_node;
 mod fixture;
 mod protocol;
+mod wire;
