@@ -152,12 +152,12 @@ mod tests {
 
     #[test]
     fn bad_lines_get_one_line() {
-        check("", expect!["no command: there is nothing to do; see: sampan --help [2]"]);
-        check("fly", expect!["unrecognized subcommand 'fly'; see: sampan --help [2]"]);
+        check("", expect![[r#"no command: there is nothing to do; see: sampan --help [2]"#]]);
+        check("fly", expect![[r#"unrecognized subcommand 'fly'; see: sampan --help [2]"#]]);
         check(
             "run",
             expect![
-                "run: the following required arguments were not provided:   <IMAGE> [COMMAND]...; see: sampan run --help [125]"
+                "run: the following required arguments were not provided: <IMAGE> [COMMAND]...; see: sampan run --help [125]"
             ],
         );
         check(
@@ -211,7 +211,7 @@ mod tests {
         check(
             "run --pull sometimes x",
             expect![
-                "run: invalid value 'sometimes' for '--pull <POLICY>'   [possible values: always, missing, never]; see: sampan run --help [125]"
+                "run: invalid value 'sometimes' for '--pull <POLICY>' [possible values: always, missing, never]; see: sampan run --help [125]"
             ],
         );
         check(
@@ -223,12 +223,12 @@ mod tests {
         check(
             "ps -o csv",
             expect![
-                "ps: invalid value 'csv' for '--output <FORM>'   [possible values: json, yaml, wide, name]; see: sampan ps --help [2]"
+                "ps: invalid value 'csv' for '--output <FORM>' [possible values: json, yaml, wide, name]; see: sampan ps --help [2]"
             ],
         );
         check(
             "rm",
-            expect!["rm: the following required arguments were not provided:   <NAMES>...; see: sampan rm --help [2]"],
+            expect!["rm: the following required arguments were not provided: <NAMES>...; see: sampan rm --help [2]"],
         );
         check(
             "-n Bad! ps",

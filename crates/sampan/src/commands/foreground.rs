@@ -16,7 +16,7 @@ mod follow;
 use std::time::Instant;
 
 use serde_json::Value;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::session::{Ends, SessionEnd, hold};
 use super::{Context, node};
@@ -30,7 +30,7 @@ use crate::pods::{End, Stage, main_container, stage, text};
 use crate::terminal::detach::DetachKeys;
 use crate::terminal::signals::{Caught, Signals, resizes};
 use crate::terminal::{RawTerminal, outputs_are_one, read_stdin};
-use follow::Copies;
+use follow::{Copies, PAUSE};
 
 /// One instance in the foreground.
 #[derive(Debug)]
@@ -111,7 +111,14 @@ impl Foreground {
         let mut copies = Copies::start(&self.client, &self.log_path(), outputs_are_one());
         let feeding = feed_stdin(self.client.clone(), self.attach_path(stdin, false), stdin);
         tokio::pin!(feeding);
-        let (mut ended, mut copied): (Option<End>, bool) = (None, false);
+        let mut ended = match stage(&self.pod, &self.container) {
+            Stage::Finished(end) => Some(end),
+            _ => None,
+        };
+        if ended.is_some() {
+            copies.expect_end();
+        }
+        let mut copied = false;
         loop {
             if let Some(end) = ended.take_if(|_| copied) {
                 return Ok(Left::Ended(end));
@@ -285,12 +292,20 @@ impl Foreground {
 async fn feed_stdin(client: Client, path: String, wanted: bool) {
     if wanted {
         let mut ends = Ends { stdin: Some(read_stdin(None)), resized: None };
-        // A refusal means that it has ended already; a service that went away is followed up by the watch.
-        while let Ok(channels) = client.channels(&path).await {
-            if !matches!(hold(channels, &mut ends).await, Ok(SessionEnd::Ended(Ended::Closed))) || ends.stdin.is_none()
-            {
-                break;
+        loop {
+            match client.channels(&path).await {
+                Ok(channels) => {
+                    let left = hold(channels, &mut ends).await;
+                    if ends.stdin.is_none() || !matches!(left, Ok(SessionEnd::Ended(Ended::Closed))) {
+                        break;
+                    }
+                }
+                Err(error) if error.is_transient() => {}
+                // It has ended already; its watch says how.
+                Err(_) => break,
             }
+            // The service went away: the input that is left is for when it is back.
+            sleep(PAUSE).await;
         }
     }
     std::future::pending().await

@@ -53,6 +53,9 @@ pub(crate) async fn stop(context: &Context, name: &str, grace: Option<u32>) -> R
     let address = path::pod(&context.namespace, name);
     let patched = context.client.call(Method::PATCH, &address, Some((MERGE_PATCH, &patch))).await;
     let pod = patched.map_err(|error| error.about_pod(&context.namespace, name))?;
+    if is_finished(&pod) {
+        return Ok(());
+    }
     let mut watch = PodWatch::from(&context.client, &context.namespace, &pod);
     let ended = async {
         loop {

@@ -1,5 +1,7 @@
 //! Copying an instance's log to stdout and stderr while it grows.
 
+use std::time::{Duration, Instant};
+
 use http_body_util::BodyExt as _;
 use tokio::io::AsyncWrite;
 use tokio::sync::watch;
@@ -54,17 +56,18 @@ async fn copy(
     mut expected: watch::Receiver<bool>,
 ) -> Result<(), Failure> {
     let mut shown = 0_u64;
-    let mut away = std::time::Duration::ZERO;
+    let mut lost_since: Option<Instant> = None;
     loop {
         let before = shown;
         match copy_from(&client, &path, &mut output, &mut expected, &mut shown).await {
             Ok(()) => return Ok(()),
             Err(Broken::Output(failure)) => return Err(failure),
-            Err(Broken::Input(error)) if !error.is_transient() || away > SERVICE_RETURN_MAX => {
-                return Err(error.about("output"));
-            }
-            Err(Broken::Input(_)) => {
-                away = if shown > before { PAUSE } else { away + PAUSE };
+            Err(Broken::Input(error)) => {
+                let since = lost_since.filter(|_| shown == before).unwrap_or_else(Instant::now);
+                if !error.is_transient() || since.elapsed() > SERVICE_RETURN_MAX {
+                    return Err(error.about("output"));
+                }
+                lost_since = Some(since);
                 sleep(PAUSE).await;
             }
         }
@@ -72,7 +75,7 @@ async fn copy(
 }
 
 /// Between two attempts at a service that is away.
-const PAUSE: std::time::Duration = std::time::Duration::from_millis(50);
+pub(super) const PAUSE: Duration = Duration::from_millis(50);
 
 /// Which side of a copy broke.
 enum Broken {
