@@ -91,12 +91,15 @@ fn prepare() -> Result<OwnedFd, Refusal> {
 
 impl Agent {
     /// Becomes the pod. The daemon has written the identity maps.
-    pub(crate) fn configure(&mut self, configuration: PodConfiguration) -> Result<(), Refusal> {
+    pub(crate) fn configure(&mut self, configuration: PodConfiguration, cgroups: &[OwnedFd]) -> Result<(), Refusal> {
         if let Some(fault) = &self.fault {
             return Err(fault.clone());
         }
         if self.configuration.is_some() {
             return Err(Refusal::NotNow { why: "the pod is configured already".into() });
+        }
+        for group in cgroups {
+            rustix::io::write(group, b"0").at("enter the agent's cgroup")?;
         }
         if configuration.drop_to_mapped_root {
             privileges::become_identity(&Identity::default())?;

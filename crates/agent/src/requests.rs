@@ -25,7 +25,11 @@ impl Agent {
         let id = Asker { connection: self.connection, request_id: message.request_id };
         let outcome = match message.request {
             Request::Hello => Ok(Some(Reply::Hello(self.state()))),
-            Request::Configure(configuration) => self.configure(configuration).map(|()| Some(Reply::Done)),
+            Request::Configure(configuration) => {
+                let taken = configuration.cgroups.iter().map(|slot| descriptors.take(*slot));
+                let cgroups = taken.collect::<Result<Vec<_>, _>>()?;
+                self.configure(configuration, &cgroups).map(|()| Some(Reply::Done))
+            }
             Request::StartContainer(start) => {
                 let parts = ContainerParts::take(&start, &mut descriptors)?;
                 self.start_container(id, *start, parts).map(|()| None)

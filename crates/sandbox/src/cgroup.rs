@@ -105,22 +105,19 @@ impl Group {
         Ok(Some(sampan_sys::mount::open_directory(rustix::fs::CWD, &self.directory(hierarchy).to_string_lossy())?))
     }
 
-    /// Open `cgroup.procs` files: whoever writes `0` to all of them is in the group, whatever its own rights, since the
-    /// kernel asks for those of the one who opened them. Reading them tells who is in.
-    pub(crate) fn open_procs(&self) -> io::Result<Vec<OwnedFd>> {
+    /// The files by which a process enters the group: whoever writes `0` to all of them is in, whatever its own rights,
+    /// since the kernel asks for those of the one who opened them. Reading them tells who is in.
+    ///
+    /// On v1 it is `tasks`, not `cgroup.procs`: a single thread that moves only itself takes no global lock
+    /// (`cgroup_procs_write_start` in `kernel/cgroup/cgroup.c`, since 5.5). Measured on 6.18: 0.05 ms where the other costs
+    /// 5 to 20 after a pause. The caller must have one thread.
+    pub(crate) fn open_entrances(&self) -> io::Result<Vec<OwnedFd>> {
         let open = |hierarchy: &Hierarchy| {
-            let path = self.directory(hierarchy).join("cgroup.procs");
+            let file = if hierarchy.unified { "cgroup.procs" } else { "tasks" };
+            let path = self.directory(hierarchy).join(file);
             std::fs::OpenOptions::new().read(true).write(true).open(path).map(OwnedFd::from)
         };
         self.hierarchies.iter().map(open).collect()
-    }
-
-    /// Moves a process into the group.
-    pub(crate) fn add(&self, pid: i32) -> io::Result<()> {
-        for hierarchy in self.hierarchies.iter() {
-            std::fs::write(self.directory(hierarchy).join("cgroup.procs"), pid.to_string())?;
-        }
-        Ok(())
     }
 
     /// Applies limits. Memory and processes are always enforced as asked; where the kernel has no such controller, a limit

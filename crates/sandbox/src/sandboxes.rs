@@ -95,35 +95,35 @@ impl ProcessSandboxes {
         let (directory, group) = (node.sandbox_dir(&spec.id), node.group(&spec.id));
         let resources = spec.resources;
         let (agent_group, socket_path) = (group.child("agent"), node.agent_socket(&spec.id));
-        let (listener, cgroup) = blocking("prepare the sandbox", move || {
+        let (listener, cgroup, entrances) = blocking("prepare the sandbox", move || {
             make_private_dir(&directory)?;
             group.create()?;
             group.limit(&resources)?;
             agent_group.create()?;
-            Ok((socket::listen(&socket_path, Kind::Stream)?, agent_group.open_unified()?))
+            // On v2 the agent is born in its group.
+            let cgroup = agent_group.open_unified()?;
+            let entrances = if cgroup.is_some() { Vec::new() } else { agent_group.open_entrances()? };
+            Ok((socket::listen(&socket_path, Kind::Stream)?, cgroup, entrances))
         })
         .await?;
         let own = matches!(spec.user_namespace, UserNamespace::Own { .. });
         let agent = node.zygote.create(&spec.id, own, listener, cgroup).await?;
         write_identity_maps(agent.pid, spec.user_namespace)?;
 
-        let agent_group = node.group(&spec.id).child("agent");
-        // Off the path: on v1 the first move after a pause costs the kernel 5 to 15 ms, and nothing waits for it.
-        let pid = agent.pid;
-        drop(tokio::task::spawn_blocking(move || agent_group.add(pid)));
-
         let socket = socket::connect(&node.agent_socket(&spec.id), Kind::Stream)
             .map_err(SandboxError::io("connect to the agent"))?;
         let events = Events::new(node.group(&spec.id));
         let (connection, task) = Connection::start(socket, events.receiver()).map_err(SandboxError::io("connect"))?;
+        let mut outgoing = Outgoing::default();
         let configuration = PodConfiguration {
+            cgroups: entrances.into_iter().map(|entrance| outgoing.add(entrance)).collect(),
             hostname: spec.hostname.clone(),
             sysctls: spec.sysctls.clone(),
             drop_to_mapped_root: own,
             share_process_namespace: spec.share_process_namespace,
         };
         let request = Request::Configure(configuration);
-        match connection.ask(request, Outgoing::default(), CREATE_DEADLINE).await?.0 {
+        match connection.ask(request, outgoing, CREATE_DEADLINE).await?.0 {
             Reply::Done => {}
             Reply::Refused(refusal) => return Err(refusal.into()),
             _ => return Err(SandboxError::UnexpectedAnswer),

@@ -74,7 +74,7 @@ impl ProcessSandbox {
             if !privileged {
                 group.restrict_devices(own_users)?;
             }
-            Ok((group.open_procs()?, devices::make(root)?))
+            Ok((group.open_entrances()?, devices::make(root)?))
         })
         .await?;
         let (request, outgoing) = self.start_request(spec, cgroups, devices)?;
@@ -137,7 +137,7 @@ impl ProcessSandbox {
             root: outgoing.add(spec.root),
             devices: outgoing.add(devices),
             mounts,
-            cgroups: cgroups.into_iter().map(|procs| outgoing.add(procs)).collect(),
+            cgroups: cgroups.into_iter().map(|entrance| outgoing.add(entrance)).collect(),
             log: outgoing.add(spec.log),
             process,
             tty: spec.tty,
@@ -158,9 +158,9 @@ impl ProcessSandbox {
             }
             other => other,
         };
-        let cgroups = blocking("open the container's groups", move || group.open_procs()).await.map_err(absent)?;
+        let cgroups = blocking("open the container's groups", move || group.open_entrances()).await.map_err(absent)?;
         let mut outgoing = Outgoing::default();
-        let cgroups = cgroups.into_iter().map(|procs| outgoing.add(procs)).collect();
+        let cgroups = cgroups.into_iter().map(|entrance| outgoing.add(entrance)).collect();
         let mut ours = [None, None, None];
         let streams = if spec.tty {
             let (columns, rows) = spec.terminal_size.unwrap_or_default();

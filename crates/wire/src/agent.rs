@@ -182,6 +182,8 @@ pub enum ExitStatus {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PodConfiguration {
     pub hostname: String,
+    /// The entrances of the agent's own groups: writing `0` moves it in.
+    pub cgroups: Vec<Slot>,
     /// Names with dots, as in `sysctl.conf`; refused unless on the allow-list.
     pub sysctls: Vec<(String, String)>,
     /// Become root of the pod's own user namespace for good.
@@ -235,7 +237,7 @@ pub struct ContainerStart {
     /// `/dev` with its device nodes, a detached mount.
     pub devices: Slot,
     pub mounts: Vec<MountStart>,
-    /// Open `cgroup.procs` files of the container's groups.
+    /// The entrances of the container's groups: writing `0` moves the writer in.
     pub cgroups: Vec<Slot>,
     pub log: Slot,
     pub process: ProcessSpec,

@@ -29,7 +29,8 @@ fn removal_kills_what_is_inside() -> io::Result<()> {
     let inside = group.child("c-main");
     inside.create()?;
     let mut sleeper = Command::new("sleep").arg("1000").spawn()?;
-    inside.add(i32::try_from(sleeper.id()).map_err(io::Error::other)?)?;
+    let procs = inside.hierarchies[0].root.join(&inside.path).join("cgroup.procs");
+    std::fs::write(procs, sleeper.id().to_string())?;
     assert_eq!(group.children()?, ["c-main"]);
     // Reaps it, so that the group can become empty.
     let reaper = std::thread::spawn(move || sleeper.wait());

@@ -15,7 +15,7 @@ const fn call(name: &'static str, rule: Rule, x86_64: u16, i386: u16, aarch64: u
 
 /// Sorted by name.
 #[rustfmt::skip]
-pub(super) const SYSCALLS: [Syscall; 409] = [
+pub(super) static SYSCALLS: [Syscall; 409] = [
     call("_llseek", Always, NONE, 140, NONE),
     call("_newselect", Always, NONE, 142, NONE),
     call("accept", Always, 43, NONE, 202),

@@ -42,6 +42,8 @@ pub(crate) struct Host {
     pub(crate) instance: String,
     zygote: Child,
     next_range: AtomicU32,
+    /// Ids of all sandboxes that were asked for.
+    ids: std::sync::Mutex<Vec<SandboxId>>,
 }
 
 fn spawn_zygote(run_dir: &Path) -> Result<Child> {
@@ -58,7 +60,7 @@ impl Host {
         let instance = format!("sampan-test-{}", std::process::id());
         let config = SandboxConfig { run_dir: run_dir.path().to_owned(), instance: instance.clone() };
         let sandboxes = ProcessSandboxes::open(config).await?;
-        Ok(Self { run_dir, sandboxes, instance, zygote, next_range: AtomicU32::new(0) })
+        Ok(Self { run_dir, sandboxes, instance, zygote, next_range: AtomicU32::new(0), ids: Default::default() })
     }
 
     /// The same node as a daemon sees it that has just been started.
@@ -76,8 +78,10 @@ impl Host {
 
     pub(crate) fn spec(&self) -> Result<SandboxSpec> {
         let range = self.next_range.fetch_add(1, Ordering::Relaxed);
+        let id = SandboxId::random()?;
+        self.ids.lock().expect("no scenario panics").push(id.clone());
         Ok(SandboxSpec {
-            id: SandboxId::random()?,
+            id,
             hostname: "testpod".into(),
             user_namespace: UserNamespace::Own { first_id: 2_000_000_000 + range * 65_536, length: 65_536 },
             resources: Resources::default(),
@@ -115,7 +119,9 @@ impl Host {
         for entry in std::fs::read_dir("/proc")? {
             // A zombie is its parent's to reap: the machine's init, where the scenario has killed the zygote.
             let stat = std::fs::read_to_string(entry?.path().join("stat")).unwrap_or_default();
-            ensure!(!stat.contains("(pod-") || stat.contains(") Z "), "left behind: process {stat}");
+            let ours = |id: &SandboxId| stat.contains(&format!("(pod-{})", &id.as_str()[..8]));
+            let ids = self.ids.lock().expect("no scenario panics");
+            ensure!(!ids.iter().any(ours) || stat.contains(") Z "), "left behind: process {stat}");
         }
         Ok(())
     }
