@@ -97,7 +97,8 @@ impl Core {
         }
     }
 
-    /// Admits a change and runs its commit; tells admission how it ended, whatever happens, even if the caller goes away.
+    /// Admits a change and runs its commit; tells admission how it ended. Both fronts run changes in tasks of their own,
+    /// because a future dropped between the two would leave a reservation behind.
     async fn admitted<F, T>(&self, request: AdmissionRequest<'_>, value: &mut Value, commit: impl FnOnce(Value) -> F) -> Result<T, ApiError>
     where
         F: Future<Output = Result<T, ApiError>>,

@@ -11,8 +11,11 @@ use crate::core::{Core, DeleteOptions, FieldValidation, Part, Preconditions, Wri
 use crate::error::ApiError;
 use crate::events::EventRecord;
 use crate::patch::Patch;
+use crate::schema::{Schemas, TypeId};
 
 /// A cheap handle to the API. `resource` is the plural: `pods`; `namespace` is None for kinds outside namespaces.
+///
+/// Changes run to their end even when the future that asked for them is dropped.
 #[derive(Clone)]
 pub struct ApiHandle {
     pub(crate) core: Arc<Core>,
@@ -41,8 +44,12 @@ impl ApiHandle {
     /// # Errors
     /// `AlreadyExists`, `Invalid`, `NotFound` for a missing namespace, or what admission says.
     pub async fn create(&self, resource: &str, namespace: Option<&str>, object: Value) -> Result<Arc<Object>, ApiError> {
-        let resource = self.core.resource(resource)?;
-        Ok(self.core.create(resource, namespace, object, &STRICT).await?.object)
+        let (core, resource, namespace) = (Arc::clone(&self.core), resource.to_owned(), namespace.map(str::to_owned));
+        to_the_end(async move {
+            let resource = core.resource(&resource)?;
+            Ok(core.create(resource, namespace.as_deref(), object, &STRICT).await?.object)
+        })
+        .await
     }
 
     /// Reads an object.
@@ -109,9 +116,14 @@ impl ApiHandle {
     /// # Errors
     /// `NotFound`, `Conflict` when a precondition does not hold.
     pub async fn delete(&self, resource: &str, namespace: Option<&str>, name: &str, options: &DeleteOptions) -> Result<Arc<Object>, ApiError> {
-        let resource = self.core.resource(resource)?;
-        let removal = self.core.remove(resource, namespace, name, options).await?;
-        Ok(Arc::clone(removal.object()))
+        let (core, resource, namespace) = (Arc::clone(&self.core), resource.to_owned(), namespace.map(str::to_owned));
+        let (name, options) = (name.to_owned(), options.clone());
+        to_the_end(async move {
+            let resource = core.resource(&resource)?;
+            let removal = core.remove(resource, namespace.as_deref(), &name, &options).await?;
+            Ok(Arc::clone(removal.object()))
+        })
+        .await
     }
 
     /// Binds a pod to a node, as the `binding` subresource does.
@@ -119,7 +131,8 @@ impl ApiHandle {
     /// # Errors
     /// `NotFound`; `Conflict` when it is bound already or being deleted.
     pub async fn bind(&self, namespace: &str, pod: &str, node: &str) -> Result<Arc<Object>, ApiError> {
-        self.core.bind(namespace, pod, node, "", &STRICT).await
+        let (core, namespace, pod, node) = (Arc::clone(&self.core), namespace.to_owned(), pod.to_owned(), node.to_owned());
+        to_the_end(async move { core.bind(&namespace, &pod, &node, "", &STRICT).await }).await
     }
 
     /// Records an Event; the same one again only counts up.
@@ -137,17 +150,37 @@ impl ApiHandle {
     }
 
     async fn replace(&self, resource: &str, part: Part, namespace: Option<&str>, name: &str, object: Value) -> Result<Arc<Object>, ApiError> {
-        let resource = self.core.resource(resource)?;
-        let written = self.core.modify(resource, part, (namespace, name), &STRICT, |_| Ok(object.clone())).await?;
-        Ok(written.object)
+        self.modify(resource, part, namespace, name, move |_, _, _| Ok(object.clone())).await
     }
 
     async fn apply(&self, resource: &str, part: Part, namespace: Option<&str>, name: &str, patch: &Patch) -> Result<Arc<Object>, ApiError> {
-        let resource = self.core.resource(resource)?;
-        let schemas = &self.core.catalog.schemas;
-        let change = |current: &Value| patch.apply(schemas, resource.object_type, current);
-        Ok(self.core.modify(resource, part, (namespace, name), &STRICT, change).await?.object)
+        let patch = patch.clone();
+        self.modify(resource, part, namespace, name, move |schemas, id, current| patch.apply(schemas, id, current)).await
     }
+
+    async fn modify(
+        &self,
+        resource: &str,
+        part: Part,
+        namespace: Option<&str>,
+        name: &str,
+        change: impl Fn(&Schemas, TypeId, &Value) -> Result<Value, ApiError> + Send + Sync + 'static,
+    ) -> Result<Arc<Object>, ApiError> {
+        let (core, resource, namespace) = (Arc::clone(&self.core), resource.to_owned(), namespace.map(str::to_owned));
+        let name = name.to_owned();
+        to_the_end(async move {
+            let resource = core.resource(&resource)?;
+            let change = |current: &Value| change(&core.catalog.schemas, resource.object_type, current);
+            Ok(core.modify(resource, part, (namespace.as_deref(), &name), &STRICT, change).await?.object)
+        })
+        .await
+    }
+}
+
+/// Runs a change in a task of its own: whoever asked may be dropped, but admission must hear how it ended.
+async fn to_the_end<T: Send + 'static>(change: impl Future<Output = Result<T, ApiError>> + Send + 'static) -> Result<T, ApiError> {
+    let task = tokio::spawn(change);
+    task.await.unwrap_or_else(|error| Err(ApiError::internal(format!("the change ended unexpectedly: {error}"))))
 }
 
 impl Preconditions {

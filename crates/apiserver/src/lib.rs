@@ -1,4 +1,22 @@
 //! The Kubernetes API, driven by its published schemas.
+//!
+//! What is served, and how, is data: `data/resources.json` names the kinds with their columns, the published OpenAPI
+//! specification gives types and merge strategies, `data/rules.json` the defaults and ranges that Kubernetes keeps in code.
+//! A new kind is a new row; only what is peculiar to pods, namespaces and nodes is code.
+//!
+//! ```text
+//! kubectl, CLI ─▶ server (socket, TLS) ─▶ http (routes, formats, watches, streams) ─┐
+//!                                                                                   ├─▶ core: decode → default → validate
+//! node, controllers ─▶ ApiHandle ───────────────────────────────────────────────────┘         → admit → commit ─▶ store
+//!                                                       http::streams ─▶ NodeLink (logs, exec, attach, proxy)
+//! ```
+//!
+//! Invariants:
+//! - There is one way to change an object, whoever asks; nothing reaches the store that the schemas do not allow.
+//! - Every admitted change is settled exactly once, also when its client hangs up.
+//! - A client gets either what it asked for or a Kubernetes `Status` with a reason and one line; no panic, no HTML.
+//! - Everything is bounded: bodies, nesting, connections, watches, streams, deadlines ([`limits`]). A slow watcher is told 410.
+//! - Without a certificate or the token nobody gets more than a health check; the socket is root's.
 
 mod admission;
 pub mod body;
@@ -9,6 +27,8 @@ mod decode;
 mod defaults;
 mod error;
 mod events;
+#[doc(hidden)]
+pub mod fuzz;
 mod handle;
 mod housekeeping;
 mod http;

@@ -6,11 +6,12 @@
 //! Invariants: a client that goes away ends the session and drops the node's streams; the final status is sent after the
 //! last byte of output; no message from a client makes this panic or allocate more than its own bounded size.
 
+#[doc(hidden)]
+pub mod fuzz;
 mod handshake;
 pub mod limits;
 mod session;
-#[doc(hidden)]
-pub mod spdy;
+mod spdy;
 mod streams;
 mod websocket;
 

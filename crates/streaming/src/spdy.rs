@@ -25,8 +25,7 @@ use crate::spdy::frame::{Frame, parse};
 use crate::spdy::headers::{Deflater, Inflater};
 use crate::streams::RemoteStreams;
 
-#[doc(hidden)]
-pub use frame::fuzz as fuzz_frames;
+pub(crate) use frame::fuzz as fuzz_frames;
 
 /// What one stream carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -152,7 +152,7 @@ async fn bodies_are_read_with_care() {
     let fixture = Fixture::start().await;
     let wire = Wire::new(fixture.path());
     let post = async |kind: &str, body: String| wire.ask(&format!("POST {MAPS}"), &[&format!("content-type: {kind}")], body).await;
-    let yaml = post("application/yaml", "metadata: {name: y}\ndata: {a: b}\nextra: 1\n".to_owned()).await;
+    let yaml = post("application/yaml", "metadata: {name: yam}\ndata: {a: b}\nextra: 1\n".to_owned()).await;
     assert_eq!(yaml.status, 201, "{}", yaml.text);
     assert_eq!(yaml.headers["warning"], r#"299 - "unknown field \"extra\"""#);
     assert_eq!(yaml.json().get("extra"), None);
@@ -162,7 +162,7 @@ async fn bodies_are_read_with_care() {
         ("application/json", "[]".to_owned(), 400, "is not an object"),
         ("application/cbor", "{}".to_owned(), 415, "unknown format"),
         ("application/json", json!({"kind": "Pod"}).to_string(), 400, "does not match the expected kind"),
-        ("application/json", json!({"metadata": {"name": "y"}}).to_string(), 409, "already exists"),
+        ("application/json", json!({"metadata": {"name": "yam"}}).to_string(), 409, "already exists"),
         ("application/json", json!({"metadata": {"name": "z", "namespace": "other"}}).to_string(), 400, "does not match the namespace"),
         ("application/json", json!({"metadata": {}}).to_string(), 422, "name or generateName is required"),
         ("application/json", format!("{}{}", "[".repeat(100_000), "]".repeat(100_000)), 400, "not JSON"),
@@ -174,7 +174,7 @@ async fn bodies_are_read_with_care() {
     }
     let generated = post("application/json", json!({"metadata": {"generateName": "g-"}}).to_string()).await.json();
     assert!(generated["metadata"]["name"].as_str().is_some_and(|name| name.len() == 7 && name.starts_with("g-")));
-    let patch = wire.ask(&format!("PATCH {MAPS}/y"), &["content-type: text/plain"], "{}").await;
+    let patch = wire.ask(&format!("PATCH {MAPS}/yam"), &["content-type: text/plain"], "{}").await;
     assert_eq!(patch.status, 415);
     let method = wire.ask("PUT /api/v1/pods", &[], "").await;
     assert_eq!(method.status, 405);

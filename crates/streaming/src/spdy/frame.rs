@@ -131,7 +131,7 @@ pub(super) fn data_head(stream: u32, length: usize, last: bool) -> [u8; HEAD_BYT
 }
 
 /// Entry for fuzzing: parses everything that `bytes` hold.
-pub fn fuzz(bytes: &[u8]) {
+pub(crate) fn fuzz(bytes: &[u8]) {
     let mut buffer = BytesMut::from(bytes);
     let mut inflater = super::headers::Inflater::new();
     while let Ok(Some(frame)) = parse(&mut buffer) {
