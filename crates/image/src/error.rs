@@ -66,6 +66,10 @@ pub enum ImageError {
         #[source]
         source: crate::index::IndexError,
     },
+    #[error(
+        "cannot pull {reference}: names and attributes of all its layers take more than {limit} bytes; build the image with fewer files"
+    )]
+    TooLarge { reference: String, limit: u64 },
     #[error("pulling {reference} was stopped")]
     Stopped { reference: String },
 }

@@ -35,7 +35,7 @@ mod layout;
 #[cfg(test)]
 mod tests;
 
-pub use codec::{HEADER_BYTES, IndexError, front_range};
+pub use codec::{HEADER_BYTES, IndexError, front_range, front_unpacked_bytes};
 pub(crate) use codec::{PackedWindow, encode_record, pack_window};
 pub use layout::StreamLayout;
 

@@ -14,10 +14,12 @@ pub const DISK_RESERVE_BYTES: u64 = 64 << 20;
 pub const INDEX_FRONT_BYTES_MAX: u64 = 256 << 20;
 /// Bytes of the front part of an index as stored.
 pub const INDEX_FRONT_STORED_BYTES_MAX: u64 = 128 << 20;
+/// Bytes that the names, links and attributes of one layer may take in memory while it is unpacked.
+pub const TREE_BYTES_MAX: u64 = INDEX_FRONT_BYTES_MAX;
+/// Bytes of the front parts of all layers of one image, unpacked: they are merged in memory.
+pub const IMAGE_FRONTS_BYTES_MAX: u64 = 512 << 20;
 /// Bytes of one span's record: its window and the digests of its chunks. A span of stored blocks may be long.
 pub const SPAN_RECORD_BYTES_MAX: u32 = 256 << 20;
-/// Layers of one image. Docker ends at 127, the merge and EROFS far later.
-pub const LAYERS_MAX: usize = 1024;
 /// Layers that are downloaded and unpacked at one time.
 pub const LAYERS_AT_ONCE: usize = 4;
 /// Bytes handed from thread to thread at a time.
@@ -29,3 +31,4 @@ pub const RECORD_BYTES_MAX: u64 = 64 << 20;
 
 const _: () = assert!(BLOB_BYTES_MAX <= (1 << 32) * crate::tree::BLOCK_BYTES);
 const _: () = assert!(LAYER_BYTES_MAX <= BLOB_BYTES_MAX);
+const _: () = assert!(INDEX_FRONT_BYTES_MAX <= IMAGE_FRONTS_BYTES_MAX);

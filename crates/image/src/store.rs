@@ -166,7 +166,9 @@ impl ImageStore {
         let name = source.to_string();
         let present = self.inner.catalog().by_reference(&name);
         match (policy, present, &source) {
-            (PullPolicy::Never, present, _) => present.ok_or(ImageError::NotPresent { reference: reference.to_owned() }),
+            (PullPolicy::Never, present, _) => {
+                present.ok_or(ImageError::NotPresent { reference: reference.to_owned() })
+            }
             (PullPolicy::IfNotPresent, Some(image), ImageSource::Registry(_)) => {
                 self.inner.catalog().cached(&image.id).into_iter().for_each(|layer| progress.send(layer));
                 Ok(image)

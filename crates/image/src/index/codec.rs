@@ -52,6 +52,12 @@ pub fn front_range(header: &[u8]) -> Result<Range<u64>, IndexError> {
     Ok(HEADER_BYTES as u64..HEADER_BYTES as u64 + stored)
 }
 
+/// Bytes of the front part unpacked, from the file's first [`HEADER_BYTES`]: what decoding it takes in memory, roughly.
+pub fn front_unpacked_bytes(header: &[u8]) -> Result<u64, IndexError> {
+    front_range(header)?;
+    Ok(header_fields(header)?.1)
+}
+
 fn header_fields(header: &[u8]) -> Result<(u64, u64), IndexError> {
     let header = header.get(..HEADER_BYTES).ok_or(IndexError::Truncated)?;
     if !header.starts_with(MAGIC) {

@@ -5,10 +5,11 @@ mod elsewhere;
 use super::*;
 use crate::testing::model::{self, assert_same};
 use crate::testing::stack::{LayerEntries, stack};
-use crate::testing::{archive, compressed, read_back, unpack_bytes};
+use crate::testing::{archive, compressed, entry, read_back, unpack_bytes};
 use crate::tree::LayerTreeBuilder;
 use proptest::prelude::*;
 use sampan_oci::digest::Digest;
+use sampan_oci::layer::EntryKind;
 use sampan_oci::media_type::Compression;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
@@ -93,4 +94,19 @@ proptest! {
         let root = PathBuf::from(format!("/proc/self/fd/{}/.", mount.as_raw_fd()));
         assert_same(&expected, &read_back::directory(&root), "the kernel");
     }
+}
+
+#[test]
+fn loop_devices_show_what_files_show() {
+    if !rustix::process::geteuid().is_root() || !Path::new("/dev/loop-control").exists() {
+        eprintln!("SKIPPED: loop devices need root and /dev/loop-control");
+        return;
+    }
+    let kind = EntryKind::File { size: 5000, segments: None };
+    let layers = ["a", "b"].map(|name| vec![(entry(name, kind.clone()), vec![9; 5000])]);
+    let directory = tempfile::tempdir().unwrap();
+    let built = build(&layers, directory.path());
+    let mount = crate::store::mount_loops(&built.files).unwrap();
+    let root = PathBuf::from(format!("/proc/self/fd/{}/.", mount.as_raw_fd()));
+    assert_same(&model::stacked(&layers), &read_back::directory(&root), "the kernel over loop devices");
 }

@@ -2,6 +2,7 @@
 
 use super::ImageSummary;
 use super::paths::Paths;
+use super::progress::LayerProgress;
 use super::record::{Record, Tag};
 use crate::error::ImageError;
 use sampan_oci::config::ImageConfig;
@@ -84,6 +85,12 @@ impl Catalog {
     pub(super) fn source_digest(&self, reference: &str) -> Option<Digest> {
         let entry = self.images.get(self.references.get(reference)?)?;
         entry.record.tag(reference).map(|tag| tag.source_digest)
+    }
+
+    /// The layers of an image that is here, as progress.
+    pub(super) fn cached(&self, id: &Digest) -> Vec<LayerProgress> {
+        let layers = self.images.get(id).map(|entry| &entry.record.layers[..]).unwrap_or_default();
+        layers.iter().map(|layer| LayerProgress::cached(&layer.digest, layer.bytes)).collect()
     }
 
     pub(super) fn record(&self, id: &Digest) -> Option<&Record> {

@@ -1,5 +1,6 @@
 //! How far a pull is, layer by layer.
 
+use sampan_oci::digest::Digest;
 use serde::Serialize;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
@@ -26,6 +27,12 @@ pub struct LayerProgress {
     /// Compressed bytes, so far and in all.
     pub bytes: u64,
     pub total_bytes: u64,
+}
+
+impl LayerProgress {
+    pub(super) fn cached(layer: &Digest, total_bytes: u64) -> Self {
+        Self { layer: layer.to_string(), state: LayerState::Cached, bytes: total_bytes, total_bytes }
+    }
 }
 
 /// Where progress is told, if anyone listens. The number of messages is bounded: a few dozen a layer.

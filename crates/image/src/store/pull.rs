@@ -7,7 +7,8 @@ use super::progress::{LayerProgress, LayerState, ProgressSender};
 use super::record::{LayerRecord, Record, Tag};
 use super::{Inner, blocking, seal};
 use crate::error::ImageError;
-use crate::index::LayerIndex;
+use crate::index::{HEADER_BYTES, LayerIndex, front_range, front_unpacked_bytes};
+use crate::limits::IMAGE_FRONTS_BYTES_MAX;
 use crate::merge::{Merged, merge};
 use crate::tree::LayerTree;
 use crate::unpack::UnpackError;
@@ -17,6 +18,9 @@ use sampan_oci::manifest::{Layer, Manifest};
 use sampan_oci::reference::ImageSource;
 use sampan_registry::Resolved;
 use std::collections::HashMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::sync::Arc;
 
 /// Asks the registry what the reference means now, and pulls only if that is not here.
@@ -29,9 +33,12 @@ pub(super) async fn pull_if_changed(
     let known = inner.catalog().source_digest(&name);
     if let Some(known) = known
         && inner.client.current_digest(&source).await? == known
-        && let Some(image) = inner.catalog().by_reference(&name)
     {
-        return Ok(image);
+        let mut catalog = inner.catalog();
+        if let Some(image) = catalog.by_reference(&name) {
+            catalog.cached(&image.id).into_iter().for_each(|layer| progress.send(layer));
+            return Ok(image);
+        }
     }
     pull(inner, source, name, progress).await
 }
@@ -46,8 +53,8 @@ pub(super) async fn pull(
     let id = resolved.manifest.config.digest;
     let tag = Tag { reference: name.clone(), source_digest: resolved.digest, since: jiff::Timestamp::now() };
     if inner.catalog().has_image(&id) {
-        for layer in &resolved.manifest.layers {
-            progress.send(cached(layer));
+        for layer in inner.catalog().cached(&id) {
+            progress.send(layer);
         }
         let (inner, tag) = (inner.clone(), tag.clone());
         return blocking("the reference", move || {
@@ -71,12 +78,6 @@ pub(super) async fn pull(
     };
     seal::start(inner, id);
     Ok(image)
-}
-
-fn cached(layer: &Layer) -> LayerProgress {
-    let total_bytes = layer.descriptor.size;
-    let layer = layer.descriptor.digest.to_string();
-    LayerProgress { layer, state: LayerState::Cached, bytes: total_bytes, total_bytes }
 }
 
 /// Brings all layers here, several at a time. The first failure ends the wait for all.
@@ -122,7 +123,7 @@ async fn follow(
     loop {
         let Some(mut status) = Layers::join(inner, source, layer, diff_id) else {
             if !was_running {
-                progress.send(cached(layer));
+                progress.send(LayerProgress::cached(&layer.descriptor.digest, layer.descriptor.size));
             }
             return Ok(());
         };
@@ -132,7 +133,8 @@ async fn follow(
             match now {
                 Status::Running(now) => progress.send(now),
                 Status::Done => {
-                    progress.send(LayerProgress { state: LayerState::Done, ..cached(layer) });
+                    let here = LayerProgress::cached(&layer.descriptor.digest, layer.descriptor.size);
+                    progress.send(LayerProgress { state: LayerState::Done, ..here });
                     return Ok(());
                 }
                 // It ended because all who followed it had gone before this one came.
@@ -146,16 +148,21 @@ async fn follow(
     }
 }
 
-/// Merges the layers, writes the metadata and the record.
+/// Merges the layers, writes the metadata and the record. What it wrote is gone again if it fails.
 fn assemble(inner: &Inner, name: &str, resolved: Resolved, tag: Tag) -> Result<Arc<Image>, ImageError> {
-    let diff_ids = &resolved.config.rootfs.diff_ids;
-    let mut trees: HashMap<Digest, LayerTree> = HashMap::new();
-    for diff_id in diff_ids {
-        if !trees.contains_key(diff_id) {
-            trees.insert(*diff_id, read_tree(inner, diff_id)?);
-        }
+    let id = resolved.manifest.config.digest;
+    let image = write_image(inner, name, resolved, tag);
+    let catalog = inner.catalog();
+    if image.is_err() && !catalog.has_image(&id) {
+        inner.paths.remove(&inner.paths.metadata(&id))?;
     }
-    let layers: Vec<&LayerTree> = diff_ids.iter().map(|diff_id| &trees[diff_id]).collect();
+    image
+}
+
+fn write_image(inner: &Inner, name: &str, resolved: Resolved, tag: Tag) -> Result<Arc<Image>, ImageError> {
+    let diff_ids = &resolved.config.rootfs.diff_ids;
+    let trees = read_trees(inner, name, diff_ids)?;
+    let layers: Vec<&LayerTree> = diff_ids.iter().filter_map(|diff_id| trees.get(diff_id)).collect();
     let tags: Vec<String> = diff_ids.iter().map(Digest::hex).collect();
     let merged = merge(&layers, &tags).map_err(|source| ImageError::Merge { reference: name.to_owned(), source })?;
     let Merged { tree, devices, device_layers } = merged;
@@ -175,6 +182,7 @@ fn assemble(inner: &Inner, name: &str, resolved: Resolved, tag: Tag) -> Result<A
         layers: layer_records
             .map(|((layer, diff_id), tree)| LayerRecord {
                 digest: layer.descriptor.digest,
+                bytes: layer.descriptor.size,
                 diff_id: *diff_id,
                 blob_bytes: tree.blob_layout().1,
             })
@@ -200,9 +208,34 @@ fn keep(inner: &Inner, name: &str, record: Record, config: ImageConfig) -> Resul
     catalog.image(&id, name).ok_or_else(|| ImageError::Unknown { reference: name.to_owned() })
 }
 
-fn read_tree(inner: &Inner, diff_id: &Digest) -> Result<LayerTree, ImageError> {
-    let path = inner.paths.index(diff_id);
-    let bytes = std::fs::read(&path).map_err(ImageError::file("read", &path))?;
-    let index = LayerIndex::decode(&bytes).map_err(|source| ImageError::Index { path, source })?;
-    Ok(index.tree)
+/// The trees of all layers, each layer once; refused where they would take too much memory.
+fn read_trees(inner: &Inner, name: &str, diff_ids: &[Digest]) -> Result<HashMap<Digest, LayerTree>, ImageError> {
+    let mut trees: HashMap<Digest, LayerTree> = HashMap::new();
+    let mut bytes = 0;
+    for diff_id in diff_ids {
+        if trees.contains_key(diff_id) {
+            continue;
+        }
+        let path = inner.paths.index(diff_id);
+        let front = read_front(&path)?;
+        let index = |source| ImageError::Index { path: path.clone(), source };
+        bytes += front_unpacked_bytes(&front).map_err(index)?;
+        if bytes > IMAGE_FRONTS_BYTES_MAX {
+            return Err(ImageError::TooLarge { reference: name.to_owned(), limit: IMAGE_FRONTS_BYTES_MAX });
+        }
+        trees.insert(*diff_id, LayerIndex::decode(&front).map_err(index)?.tree);
+    }
+    Ok(trees)
+}
+
+/// Header and front part of an index.
+fn read_front(path: &Path) -> Result<Vec<u8>, ImageError> {
+    let file = File::open(path).map_err(ImageError::file("open", path))?;
+    let mut front = vec![0; HEADER_BYTES];
+    file.read_exact_at(&mut front, 0).map_err(ImageError::file("read", path))?;
+    let range = front_range(&front).map_err(|source| ImageError::Index { path: path.to_owned(), source })?;
+    // The range is bounded by a limit that fits every machine's memory.
+    front.resize(range.end as usize, 0);
+    file.read_exact_at(&mut front, 0).map_err(ImageError::file("read", path))?;
+    Ok(front)
 }

@@ -47,6 +47,8 @@ pub(super) struct Tag {
 #[serde(rename_all = "camelCase")]
 pub(super) struct LayerRecord {
     pub(super) digest: Digest,
+    /// Bytes as the registry has it.
+    pub(super) bytes: u64,
     pub(super) diff_id: Digest,
     pub(super) blob_bytes: u64,
 }

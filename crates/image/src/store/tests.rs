@@ -79,6 +79,11 @@ async fn an_image_lives_and_goes() {
     let second = store.ensure(&two, PullPolicy::Always, ProgressSender::none()).await.unwrap();
     assert_eq!(read(&store, &second, "a"), "shared");
     assert_eq!(read(&store, &second, "b"), "of two");
+    let (progress, mut said) = ProgressSender::channel();
+    let again = store.ensure(&two, PullPolicy::Always, progress).await.unwrap();
+    assert_eq!(again.id, second.id);
+    assert_eq!(said.try_recv().unwrap().state, LayerState::Cached);
+    drop(again);
 
     let listed = store.list().await.unwrap();
     assert_eq!(listed.iter().map(|image| &image.references[0]).collect::<Vec<_>>(), [&one, &two]);
@@ -115,6 +120,8 @@ async fn a_store_is_the_same_after_a_restart_and_open_once() {
     let store = place.open().await.unwrap();
     assert_eq!(store.list().await.unwrap(), before);
     let image = store.ensure(&one, PullPolicy::Never, ProgressSender::none()).await.unwrap();
+    let again = store.ensure(&one, PullPolicy::IfNotPresent, ProgressSender::none()).await.unwrap();
+    assert_eq!(again.id, image.id, "the directory that it came from is gone");
     assert_eq!(read(&store, &image, "a"), "content");
     let by_id = store.ensure(&image.id.to_string(), PullPolicy::Always, ProgressSender::none()).await.unwrap();
     assert_eq!(by_id.id, image.id);

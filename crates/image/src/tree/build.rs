@@ -10,7 +10,7 @@
 //! - The attributes in a hard link's entry are ignored, as GNU tar does: the file has had its own.
 
 use super::{Child, Content, Directory, Inode, Kind, LayerTree, Name};
-use crate::limits::{DEPTH_MAX, SYMLINKS_FOLLOWED_MAX};
+use crate::limits::{DEPTH_MAX, SYMLINKS_FOLLOWED_MAX, TREE_BYTES_MAX};
 use sampan_oci::layer::{Entry, EntryKind, LayerPath, Segment, display_name};
 use std::collections::HashMap;
 
@@ -29,6 +29,8 @@ pub enum TreeError {
     LinkToDirectory { entry: String, target: String },
     #[error("tar entry {entry} is refused: the root of an image is a directory")]
     RootNotDirectory { entry: String },
+    #[error("tar entry {entry} is refused: names, links and attributes up to it take more than {TREE_BYTES_MAX} bytes")]
+    TooLarge { entry: String },
     #[error("the layer has more than 4 billion inodes")]
     TooManyInodes,
 }
@@ -40,6 +42,8 @@ pub struct LayerTreeBuilder {
     contents: Vec<Content>,
     /// The directories of paths already walked; emptied whenever a walk could end elsewhere.
     walked: HashMap<Vec<u8>, u32>,
+    /// About what all this takes in memory.
+    bytes: u64,
 }
 
 /// What a walk without making directories finds.
@@ -52,7 +56,7 @@ enum Found {
 
 impl Default for LayerTreeBuilder {
     fn default() -> Self {
-        Self { inodes: vec![implied_directory()], contents: Vec::new(), walked: HashMap::new() }
+        Self { inodes: vec![implied_directory()], contents: Vec::new(), walked: HashMap::new(), bytes: 0 }
     }
 }
 
@@ -73,6 +77,10 @@ impl LayerTreeBuilder {
 
     /// Adds the next entry.
     pub fn add(&mut self, entry: Entry) -> Result<(), TreeError> {
+        self.bytes += size_of_entry(&entry);
+        if self.bytes > TREE_BYTES_MAX {
+            return Err(TreeError::TooLarge { entry: display_name(entry.path.as_bytes()) });
+        }
         let Some((parent, name)) = entry.path.split_last() else { return self.add_root(entry) };
         if matches!(entry.kind, EntryKind::Opaque) {
             let directory = self.walk(&entry.path, &entry.path)?;
@@ -358,6 +366,18 @@ impl<'a> Walk<'a> {
             entered.chain([component]).chain(pending).chain([name]).filter(|part| !part.is_empty()).collect();
         parts.join(&b'/')
     }
+}
+
+/// What an entry adds to the index, roughly; replaced entries count on, so that a layer cannot replace without end.
+fn size_of_entry(entry: &Entry) -> u64 {
+    let xattrs: usize = entry.xattrs.iter().map(|xattr| xattr.name.len() + xattr.value.len()).sum();
+    let kind = match &entry.kind {
+        EntryKind::File { segments: Some(segments), .. } => segments.len() * size_of::<Segment>(),
+        EntryKind::Symlink { target } => target.len(),
+        EntryKind::HardLink { target } => target.as_bytes().len(),
+        _ => 0,
+    };
+    (entry.path.as_bytes().len() + xattrs + kind + 32) as u64
 }
 
 /// A directory that nothing speaks of: 0755, of root, without a time.

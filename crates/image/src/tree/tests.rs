@@ -187,3 +187,13 @@ fn sparse_files_take_the_blocks_that_hold_data() {
     assert_eq!(content.blob_bytes(), 12288);
     assert_eq!(content.stream_bytes(), 8);
 }
+
+#[test]
+fn names_and_attributes_without_end_are_refused() {
+    let mut builder = LayerTreeBuilder::new();
+    let value = vec![0; 120 << 10];
+    let mut large = entry("a", EntryKind::Fifo);
+    large.xattrs = vec![sampan_oci::layer::Xattr { name: b"user.a".to_vec(), value }];
+    let refused = (0..10_000).find_map(|_| builder.add(large.clone()).err());
+    assert!(matches!(refused, Some(TreeError::TooLarge { .. })), "{refused:?}");
+}

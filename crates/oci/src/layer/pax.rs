@@ -16,6 +16,8 @@ pub(super) struct Records {
     pub(super) gid: Option<i64>,
     pub(super) mtime: Option<Timestamp>,
     xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// Bytes of their names and values.
+    xattr_bytes: usize,
     pub(super) sparse: SparseRecords,
 }
 
@@ -98,7 +100,15 @@ impl Records {
         if name.is_empty() || name.len() > XATTR_NAME_BYTES_MAX || name.contains(&0) {
             return Err(bad("the name of an extended attribute is empty, too long or holds a NUL byte"));
         }
-        self.xattrs.insert(name.to_vec(), value.to_vec());
+        let added = name.len().saturating_add(value.len());
+        self.xattr_bytes = self.xattr_bytes.saturating_add(added);
+        // What is kept is bounded here, also over many global headers; what one entry has is judged by its name later.
+        if self.xattr_bytes > XATTR_BYTES_MAX.saturating_mul(2) {
+            return Err(bad("its extended attributes are too large"));
+        }
+        if let Some(before) = self.xattrs.insert(name.to_vec(), value.to_vec()) {
+            self.xattr_bytes = self.xattr_bytes.saturating_sub(name.len()).saturating_sub(before.len());
+        }
         if self.xattrs.len() > XATTRS_MAX {
             return Err(bad("there are too many extended attributes"));
         }
@@ -117,6 +127,7 @@ impl Records {
             gid: local.gid.or(self.gid),
             mtime: local.mtime.or(self.mtime),
             xattrs,
+            xattr_bytes: self.xattr_bytes.saturating_add(local.xattr_bytes),
             sparse: local.sparse,
         }
     }
