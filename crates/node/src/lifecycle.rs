@@ -281,9 +281,9 @@ impl Lifecycle {
         }
     }
 
-    /// A container runs.
+    /// A container runs; unless its end was heard of first, since both come by ways of their own.
     pub fn started(&mut self, index: usize, since: Timestamp) {
-        if let Some(slot) = self.slots.get_mut(index) {
+        if let Some(slot) = self.slots.get_mut(index).filter(|slot| slot.state == State::Starting) {
             slot.refusal_delay.reset();
             slot.state = State::Running { since };
         }

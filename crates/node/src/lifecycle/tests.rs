@@ -46,6 +46,15 @@ fn a_batch_pod_runs_once_and_is_taken_away() {
 }
 
 #[test]
+fn an_end_that_is_heard_of_before_its_beginning_is_not_forgotten() {
+    let mut pod = pod(RestartPolicy::Never, &[Role::Main]);
+    pod.starting(0);
+    pod.exited(0, exit(0, 1));
+    pod.started(0, at(0));
+    assert_eq!(pod.phase(), Phase::Succeeded);
+}
+
+#[test]
 fn restarts_wait_longer_each_time_and_the_first_does_not() {
     let mut pod = pod(RestartPolicy::Always, &[Role::Main]);
     let mut waits = Vec::new();
