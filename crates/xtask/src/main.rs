@@ -3,15 +3,17 @@
 //! Each chore is a module with one entry; this file only chooses. Nothing here is part of the product.
 
 mod bench;
+mod fuzz;
 mod tidy;
 
 use std::io::Write;
 use std::process::ExitCode;
 
-const USAGE: &str = "usage: cargo xtask tidy | bench [OPTION…]
+const USAGE: &str = "usage: cargo xtask tidy | bench [OPTION…] | fuzz-smoke [--seconds N] [TARGET]
 
-  tidy   check layers, sources, licences, duplicate crates and papers
-  bench  measure beside containerd, podman and runc; see cargo xtask bench --help";
+  tidy        check layers, sources, licences, duplicate crates and papers
+  bench       measure beside containerd, podman and runc; see cargo xtask bench --help
+  fuzz-smoke  feed every parser of foreign bytes its corpus and changes of it, for 10 seconds in all";
 
 fn main() -> anyhow::Result<ExitCode> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -20,6 +22,7 @@ fn main() -> anyhow::Result<ExitCode> {
     match arguments.as_slice() {
         ["tidy"] => tidy::run(&mut out),
         ["bench", arguments @ ..] => bench::run(arguments),
+        ["fuzz-smoke", arguments @ ..] => fuzz::smoke(arguments),
         [] | ["help" | "--help" | "-h"] => {
             writeln!(out, "{USAGE}")?;
             Ok(ExitCode::SUCCESS)

@@ -16,17 +16,18 @@ const LAYERS: [&[&str]; 6] = [
     &["registry", "image", "network", "agent", "sandbox", "store", "streaming"],
     &["runtime", "apiserver", "controllers", "node"],
     &["sampan"],
-    &["e2e", "bench", "xtask"],
+    &["e2e", "bench", "fuzz-targets", "xtask"],
 ];
 
 /// Dependencies inside a layer that are meant: who, whom, and why.
-const SIDEWAYS: [(&str, &str, &str); 6] = [
+const SIDEWAYS: [(&str, &str, &str); 7] = [
     ("image", "registry", "the image store pulls, and the client has no other user"),
     ("sandbox", "agent", "the zygote, which is a mode of the sandbox room, becomes the agent"),
     ("node", "runtime", "the slim kubelet drives pods through the runtime, as a kubelet does through CRI"),
     ("node", "apiserver", "the node implements the API server's link to it, in process"),
     ("controllers", "apiserver", "the scheduler admits pods inside the API server's transaction"),
     ("bench", "e2e", "what is measured are the images and the registry that the tests run on"),
+    ("xtask", "e2e", "the emulated machine runs an image of the tests', made the same way"),
 ];
 
 pub(super) fn check(workspace: &Workspace) -> Vec<Finding> {

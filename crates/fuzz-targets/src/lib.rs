@@ -1,0 +1,45 @@
+//! What is fuzzed: one function for each parser of foreign bytes.
+//!
+//! A target takes any bytes, feeds them to a parser, checks what must hold of whatever the parser accepted, and says
+//! whether it accepted them. A panic is a finding; so is a target that takes long or much memory. The programs of the
+//! `fuzz/` folder give these functions to libFuzzer; `cargo xtask fuzz-smoke` runs them without it ([`smoke`]).
+//!
+//! Invariant: a target is a pure function of its bytes, so that an input that fails once fails always.
+
+mod documents;
+mod images;
+pub mod mutation;
+pub mod seeds;
+pub mod smoke;
+mod streams;
+
+pub use documents::{auth_file, image_config, manifest, placement, quantity, reference, resolv_conf};
+pub use images::{erofs_image, layer_index, layer_tar};
+pub use streams::{gzip, handshake, inflate_span, wire_frames};
+
+/// One target.
+#[derive(Debug, Clone, Copy)]
+pub struct Target {
+    /// As the function, the program in `fuzz/fuzz_targets` and the folder in `fuzz/corpus` are called.
+    pub name: &'static str,
+    /// True when the parser accepted the bytes.
+    pub run: fn(&[u8]) -> bool,
+}
+
+/// All targets.
+pub const TARGETS: [Target; 14] = [
+    Target { name: "auth_file", run: auth_file },
+    Target { name: "erofs_image", run: erofs_image },
+    Target { name: "gzip", run: gzip },
+    Target { name: "handshake", run: handshake },
+    Target { name: "image_config", run: image_config },
+    Target { name: "inflate_span", run: inflate_span },
+    Target { name: "layer_index", run: layer_index },
+    Target { name: "layer_tar", run: layer_tar },
+    Target { name: "manifest", run: manifest },
+    Target { name: "placement", run: placement },
+    Target { name: "quantity", run: quantity },
+    Target { name: "reference", run: reference },
+    Target { name: "resolv_conf", run: resolv_conf },
+    Target { name: "wire_frames", run: wire_frames },
+];
