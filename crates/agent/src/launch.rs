@@ -141,7 +141,6 @@ pub(crate) fn become_program(
     let terminal = take_place(placement, matches!(streams, ChildStreams::Terminal { .. }))?;
     rustix::process::setsid().at("start a session")?;
     take_streams(streams, terminal.as_ref(), report)?;
-    adjust_oom_score(process.oom_score_adjustment);
 
     let (passwd, group) = identity::read_accounts();
     let identity = identity::resolve(&process.user, &process.supplemental_groups, &passwd, &group)?;
@@ -217,18 +216,6 @@ pub(crate) fn set_size(terminal: &OwnedFd, columns: u16, rows: u16) -> rustix::i
     }
     let size = rustix::termios::Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
     rustix::termios::tcsetwinsize(terminal, size)
-}
-
-/// Raising is always allowed to the owner of the file, which only a dumpable process is; lowering needs
-/// `CAP_SYS_RESOURCE` on the host. Best effort: the score is advice.
-fn adjust_oom_score(adjustment: i32) {
-    use rustix::process::{DumpableBehavior, set_dumpable_behavior};
-    if adjustment == 0 {
-        return;
-    }
-    set_dumpable_behavior(DumpableBehavior::Dumpable).ok();
-    drop(std::fs::write("/proc/self/oom_score_adj", adjustment.to_string()));
-    set_dumpable_behavior(DumpableBehavior::NotDumpable).ok();
 }
 
 /// The working directory, created when it is missing, as docker does.

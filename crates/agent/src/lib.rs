@@ -33,3 +33,17 @@ mod stage;
 mod streams;
 mod tar;
 pub mod zygote;
+
+/// Entry point for fuzzing: reads the bytes as headers of an archive, and as account files.
+pub fn exercise(bytes: &[u8]) {
+    let (blocks, rest) = bytes.as_chunks::<{ tar::BLOCK }>();
+    for block in blocks {
+        if let Ok(Some(mut entry)) = tar::Entry::decode(block) {
+            std::hint::black_box(entry.extend(rest).is_ok());
+        }
+    }
+    let text = String::from_utf8_lossy(bytes);
+    let (passwd, group) = text.split_once('\0').unwrap_or((&text, ""));
+    let user = sampan_wire::agent::User::Named(text.chars().take(32).collect());
+    std::hint::black_box(identity::resolve(&user, &[], passwd, group).is_ok());
+}

@@ -39,6 +39,8 @@ pub(crate) struct Agent {
     /// What went wrong before anybody could be told.
     pub(crate) fault: Option<Refusal>,
     pub(crate) own_pid_namespace: Option<OwnedFd>,
+    /// The agent's own `oom_score_adj`, which a child inherits; it can be opened only before the drop.
+    oom_score: Option<OwnedFd>,
     pub(crate) configuration: Option<PodConfiguration>,
     pub(crate) containers: BTreeMap<String, Container>,
     pub(crate) launches: Vec<Launch>,
@@ -60,14 +62,18 @@ pub(crate) fn run(id: &str, listener: OwnedFd) -> ! {
     let (Ok(signals), Ok(())) = (signal_descriptor(&[libc::SIGCHLD]), socket::announce(listener.as_fd())) else {
         process::exit_now(1)
     };
-    let prepared = prepare();
+    let (own_pid_namespace, oom_score, fault) = match prepare() {
+        Ok((namespace, score)) => (Some(namespace), Some(score), None),
+        Err(fault) => (None, None, Some(fault)),
+    };
     let mut agent = Agent {
         listener,
         signals,
         link: None,
         connection: 0,
-        fault: prepared.as_ref().err().cloned(),
-        own_pid_namespace: prepared.ok(),
+        fault,
+        own_pid_namespace,
+        oom_score,
         configuration: None,
         containers: BTreeMap::new(),
         launches: Vec::new(),
@@ -83,10 +89,19 @@ pub(crate) fn run(id: &str, listener: OwnedFd) -> ! {
     }
 }
 
-fn prepare() -> Result<OwnedFd, Refusal> {
+fn prepare() -> Result<(OwnedFd, OwnedFd), Refusal> {
+    match process::leave_session_keyring() {
+        // A kernel without keys, or a machine whose own filter refuses: then there is nothing to be reached either.
+        Err(error) if !matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) => {
+            return Err(error).at("leave the session keyring");
+        }
+        _ => {}
+    }
     stage::enter_skeleton()?;
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-    rustix::fs::open("/proc/self/ns/pid", flags, Mode::empty()).at("open the pod's pid namespace")
+    let open = |path: &str, flags: OFlags| rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty());
+    let namespace = open("/proc/self/ns/pid", OFlags::RDONLY).at("open the pod's pid namespace")?;
+    let score = open("/proc/self/oom_score_adj", OFlags::WRONLY).at("open the out-of-memory score")?;
+    Ok((namespace, score))
 }
 
 impl Agent {
@@ -110,6 +125,20 @@ impl Agent {
         }
         self.configuration = Some(configuration);
         Ok(())
+    }
+
+    /// Makes a child that is killed for want of memory before the agent is. Raising the score and taking that back is always
+    /// allowed; an adjustment below the agent's own needs `CAP_SYS_RESOURCE` on the host. Best effort: it is advice.
+    pub(crate) fn with_oom_score<T>(&self, adjustment: i32, make: impl FnOnce() -> T) -> T {
+        let set = |adjustment: i32| {
+            if let Some(score) = &self.oom_score {
+                rustix::io::pwrite(score, adjustment.to_string().as_bytes(), 0).ok();
+            }
+        };
+        set(adjustment);
+        let made = make();
+        set(0);
+        made
     }
 
     /// What a new daemon is told.

@@ -114,8 +114,9 @@ impl Agent {
             (agents, ChildStreams::Pipes(childs))
         };
         let placement = Placement::New { tree: &tree, own_pid_namespace };
-        let Child { pid, pidfd, report } =
-            make_child(&placement, |report| become_program(&placement, &start.process, &cgroups, &streams, report))?;
+        let Child { pid, pidfd, report } = self.with_oom_score(start.process.oom_score_adjustment, || {
+            make_child(&placement, |report| become_program(&placement, &start.process, &cgroups, &streams, report))
+        })?;
         let spec = StreamsSpec { tty: start.tty, stdin: start.stdin, stdin_once: start.stdin_once };
         let container = Container {
             name: start.name,
@@ -157,7 +158,7 @@ impl Agent {
             process.user = user;
         }
         let init = rustix::io::fcntl_dupfd_cloexec(&container.pidfd, 3).at("duplicate a pidfd")?;
-        let child = self.make_child_beside(&init, |placement, report| {
+        let child = self.make_child_beside(&init, process.oom_score_adjustment, |placement, report| {
             become_program(placement, &process, &cgroups, &streams, report)
         })?;
         let purpose = Purpose::Exec { exec_id: start.exec_id, terminal: None };
@@ -174,9 +175,10 @@ impl Agent {
         body: impl FnOnce(&OwnedFd) -> Result<std::convert::Infallible, Refusal>,
     ) -> Result<(), Refusal> {
         self.room_for_exec()?;
-        let pidfd = &self.running(container)?.pidfd;
-        let init = rustix::io::fcntl_dupfd_cloexec(pidfd, 3).at("duplicate a pidfd")?;
-        let child = self.make_child_beside(&init, |_, report| {
+        let container = self.running(container)?;
+        let score = container.process.oom_score_adjustment;
+        let init = rustix::io::fcntl_dupfd_cloexec(&container.pidfd, 3).at("duplicate a pidfd")?;
+        let child = self.make_child_beside(&init, score, |_, report| {
             copy::enter(&init, archive, report)?;
             body(report)
         })?;
@@ -189,13 +191,14 @@ impl Agent {
     fn make_child_beside(
         &self,
         init: &OwnedFd,
+        oom_score_adjustment: i32,
         body: impl FnOnce(&Placement<'_>, &OwnedFd) -> Result<std::convert::Infallible, Refusal>,
     ) -> Result<Child, Refusal> {
         let Some(own) = &self.own_pid_namespace else {
             return Err(Refusal::NotNow { why: "the pod is not configured yet".into() });
         };
         let placement = Placement::Beside { init: init.as_fd(), agent_pid_namespace: own.as_fd() };
-        make_child(&placement, |report| body(&placement, report))
+        self.with_oom_score(oom_score_adjustment, || make_child(&placement, |report| body(&placement, report)))
     }
 
     fn room_for_exec(&self) -> Result<(), Refusal> {
@@ -248,6 +251,7 @@ impl ContainerParts {
             root: descriptors.take(start.root)?,
             devices: descriptors.take(start.devices)?,
             volumes,
+            cgroup_hierarchies: start.cgroup_hierarchies.clone(),
             read_only: start.read_only_root,
             privileged: start.privileged,
         };

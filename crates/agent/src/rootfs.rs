@@ -56,6 +56,8 @@ pub(crate) struct Tree {
     pub(crate) root: OwnedFd,
     pub(crate) devices: OwnedFd,
     pub(crate) volumes: Vec<Volume>,
+    /// The controllers of each v1 hierarchy; none on v2.
+    pub(crate) cgroup_hierarchies: Vec<String>,
     pub(crate) read_only: bool,
     pub(crate) privileged: bool,
 }
@@ -101,6 +103,7 @@ impl Tree {
             set_attributes(sys.as_fd(), change).at("make /sys read-only")?;
         }
         self.place(sys.as_fd(), "sys", true)?;
+        self.mount_cgroups()?;
 
         self.place(self.devices.as_fd(), "dev", true)?;
         let quiet = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
@@ -110,6 +113,38 @@ impl Tree {
         self.mount_new("devpts", &terminals, quiet, "dev/pts")?;
         self.mount_new("tmpfs", &shared, inert(), "dev/shm")?;
         self.mount_new("mqueue", &[], inert(), "dev/mqueue")
+    }
+
+    /// Shows the container its own groups, and those below, so that programs find their limits. Best effort: not every
+    /// kernel lets a user namespace mount every hierarchy, and a program that finds none goes by the machine's size.
+    fn mount_cgroups(&self) -> Result<(), Refusal> {
+        const PLACE: &str = "sys/fs/cgroup";
+        let mut attributes = inert();
+        if !self.privileged {
+            attributes |= MountAttrFlags::MOUNT_ATTR_RDONLY;
+        }
+        if find(self.root.as_fd(), PLACE).at("find /sys/fs/cgroup")?.is_none() {
+            return Ok(());
+        }
+        if self.cgroup_hierarchies.is_empty() {
+            return match new_mount("cgroup2", &[], attributes) {
+                Ok(mount) => self.place(mount.as_fd(), PLACE, true),
+                Err(_) => Ok(()),
+            };
+        }
+        let folder = new_mount("tmpfs", &[("mode", "0755"), ("size", "64k")], inert()).at("mount /sys/fs/cgroup")?;
+        self.place(folder.as_fd(), PLACE, true)?;
+        for controllers in &self.cgroup_hierarchies {
+            let options: Vec<(&str, &str)> = controllers.split(',').map(|controller| (controller, "")).collect();
+            if let Ok(mount) = new_mount("cgroup", &options, attributes) {
+                self.place(mount.as_fd(), &format!("{PLACE}/{controllers}"), true)?;
+            }
+        }
+        if self.privileged {
+            return Ok(());
+        }
+        let change = MountChange { set: attributes, ..MountChange::default() };
+        set_attributes(folder.as_fd(), change).at("make /sys/fs/cgroup read-only")
     }
 
     fn mount_new(

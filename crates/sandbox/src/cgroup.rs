@@ -93,6 +93,14 @@ impl Group {
         hierarchy.root.join(&self.path)
     }
 
+    /// The controllers of each v1 hierarchy, separated by commas; none where v2 carries anything.
+    pub(crate) fn version_1_controllers(&self) -> Vec<String> {
+        if self.hierarchies.iter().any(|hierarchy| hierarchy.unified) {
+            return Vec::new();
+        }
+        self.hierarchies.iter().map(|hierarchy| hierarchy.all_controllers.clone()).collect()
+    }
+
     /// The directory in the hierarchy with this controller.
     fn with(&self, controller: &str) -> Option<(&Hierarchy, PathBuf)> {
         let hierarchy = self.hierarchies.iter().find(|hierarchy| hierarchy.has(controller))?;

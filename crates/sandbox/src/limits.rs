@@ -20,6 +20,9 @@ pub(crate) const ZYGOTE_DEADLINE: Duration = Duration::from_secs(10);
 /// Between two tries to reach the zygote.
 pub(crate) const ZYGOTE_RETRY: Duration = Duration::from_millis(20);
 
+/// How long a killed agent, with everything in its pod, may take to be gone.
+pub(crate) const AGENT_DEATH_MAX: Duration = Duration::from_secs(20);
+
 /// How long a killed group may take to become empty and removable.
 pub(crate) const GROUP_REMOVAL_MAX: Duration = Duration::from_secs(10);
 

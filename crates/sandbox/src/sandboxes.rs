@@ -24,7 +24,7 @@ use sampan_wire::agent::{PodConfiguration, Reply, Request};
 use crate::cgroup::{Group, Hierarchy, detect};
 use crate::connection::Connection;
 use crate::error::SandboxError;
-use crate::limits::{CREATE_DEADLINE, REQUEST_DEADLINE};
+use crate::limits::{AGENT_DEATH_MAX, CREATE_DEADLINE, REQUEST_DEADLINE};
 use crate::sandbox::{Events, Identity, ProcessSandbox, wait_until_dead};
 use crate::seccomp::FilterCache;
 use crate::spec::{SandboxId, SandboxSpec, UserNamespace};
@@ -246,7 +246,8 @@ impl Node {
             sampan_sys::process::signal_by_pidfd(pidfd.as_fd(), libc::SIGKILL)
                 .map_err(SandboxError::io("kill the agent"))?;
             drop(socket);
-            wait_until_dead(pidfd).await?;
+            let expired = |_| SandboxError::Deadline { seconds: AGENT_DEATH_MAX.as_secs() };
+            tokio::time::timeout(AGENT_DEATH_MAX, wait_until_dead(pidfd)).await.map_err(expired)??;
             removed.push(format!("agent {pid} of sandbox {id}"));
         }
         removed.extend(self.remove_traces(id).await?);

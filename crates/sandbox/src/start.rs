@@ -138,6 +138,7 @@ impl ProcessSandbox {
             devices: outgoing.add(devices),
             mounts,
             cgroups: cgroups.into_iter().map(|entrance| outgoing.add(entrance)).collect(),
+            cgroup_hierarchies: self.group().version_1_controllers(),
             log: outgoing.add(spec.log),
             process,
             tty: spec.tty,

@@ -187,6 +187,15 @@ pub fn enter_namespaces(descriptor: BorrowedFd<'_>, flags: u64) -> io::Result<()
     if unsafe { libc::setns(descriptor.as_raw_fd(), flags) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Takes a new, empty session keyring (`keyctl(2)`, `KEYCTL_JOIN_SESSION_KEYRING`), so that keys of whoever started this
+/// process are out of its reach and of its children's.
+pub fn leave_session_keyring() -> io::Result<()> {
+    const JOIN_SESSION_KEYRING: i32 = 1;
+    // SAFETY: a null name asks for an anonymous keyring.
+    let result = unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, std::ptr::null::<u8>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// Leaves namespaces for new ones (`unshare(2)`).
 pub fn leave_namespaces(flags: u64) -> io::Result<()> {
     let flags = i32::try_from(flags).map_err(io::Error::other)?;

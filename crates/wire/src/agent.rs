@@ -239,6 +239,8 @@ pub struct ContainerStart {
     pub mounts: Vec<MountStart>,
     /// The entrances of the container's groups: writing `0` moves the writer in.
     pub cgroups: Vec<Slot>,
+    /// What is mounted below `/sys/fs/cgroup`: the controllers of each v1 hierarchy, or nothing for v2 alone.
+    pub cgroup_hierarchies: Vec<String>,
     pub log: Slot,
     pub process: ProcessSpec,
     pub tty: bool,

@@ -17,6 +17,8 @@ pub(crate) struct Hierarchy {
     /// cgroup v2.
     pub(crate) unified: bool,
     controllers: Vec<String>,
+    /// All controllers of a v1 hierarchy, separated by commas, ours or not: the kernel wants them all to mount it again.
+    pub(crate) all_controllers: String,
 }
 
 impl Hierarchy {
@@ -64,7 +66,10 @@ fn parse(mountinfo: &str, controllers_of: impl Fn(&Path) -> String) -> Vec<Hiera
         let new = |controller: &&str| !found.iter().any(|known| known.controllers.iter().any(|one| one == controller));
         let controllers: Vec<String> = carried.split_whitespace().filter(ours).filter(new).map(str::to_owned).collect();
         if !controllers.is_empty() {
-            found.push(Hierarchy { root, unified, controllers });
+            // The options of the mount itself, beside the names of controllers.
+            let is_controller = |option: &&str| !matches!(*option, "rw" | "ro" | "xattr" | "noprefix");
+            let all: Vec<&str> = carried.split_whitespace().filter(is_controller).collect();
+            found.push(Hierarchy { root, unified, controllers, all_controllers: all.join(",") });
         }
     }
     found
@@ -73,7 +78,7 @@ fn parse(mountinfo: &str, controllers_of: impl Fn(&Path) -> String) -> Vec<Hiera
 /// A v2 hierarchy that carries nothing.
 #[cfg(test)]
 pub(super) fn unified_for_tests(root: PathBuf) -> Hierarchy {
-    Hierarchy { root, unified: true, controllers: Vec::new() }
+    Hierarchy { root, unified: true, controllers: Vec::new(), all_controllers: String::new() }
 }
 
 #[cfg(test)]
@@ -82,15 +87,13 @@ mod tests {
 
     fn check(mountinfo: &str, unified_controllers: &str, expected: &[(&str, bool, &[&str])]) {
         let found = parse(mountinfo, |_| unified_controllers.to_owned());
-        let expected: Vec<Hierarchy> = expected
+        let seen: Vec<(&str, bool, Vec<&str>)> = found
             .iter()
-            .map(|(root, unified, controllers)| Hierarchy {
-                root: PathBuf::from(root),
-                unified: *unified,
-                controllers: controllers.iter().map(|one| (*one).to_owned()).collect(),
-            })
+            .map(|one| (one.root.to_str().unwrap(), one.unified, one.controllers.iter().map(String::as_str).collect()))
             .collect();
-        assert_eq!(found, expected);
+        let expected: Vec<(&str, bool, Vec<&str>)> =
+            expected.iter().map(|(root, unified, controllers)| (*root, *unified, controllers.to_vec())).collect();
+        assert_eq!(seen, expected);
     }
 
     #[test]

@@ -13,6 +13,7 @@ super::scenarios![
     identity,
     set_user_id_programs_work,
     pid_namespaces_nest,
+    groups_are_shown,
     privileges_are_few,
     seccomp_refuses,
     paths_are_masked,
@@ -79,6 +80,19 @@ async fn pid_namespaces_nest(host: &mut Host) -> Result<()> {
     let processes: u32 = said.lines().nth(2).unwrap_or_default().parse()?;
     ensure!(processes <= 4, "neither the agent nor the neighbour is visible: {said}");
     pod.kill_and_wait(1).await?;
+    pod.destroy().await
+}
+
+/// Programs find their limits where they look for them, and cannot raise them.
+async fn groups_are_shown(host: &mut Host) -> Result<()> {
+    let mut pod = host.pod().await?;
+    let script = "cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/memory.max 2>/dev/null; \
+                  cat /proc/self/oom_score_adj; \
+                  echo 1 > /sys/fs/cgroup/memory/tasks || echo 1 > /sys/fs/cgroup/cgroup.procs || echo refused";
+    let mut spec = pod.shell("main", script)?;
+    spec.resources.memory_limit_bytes = Some(64 * 1024 * 1024);
+    let (_, said) = pod.run_spec(spec).await?;
+    ensure!(said.starts_with("67108864\n100\n") && said.ends_with("refused\n"), "{said}");
     pod.destroy().await
 }
 
