@@ -63,3 +63,10 @@ impl Catalog {
         })
     }
 }
+
+/// One for all tests of this crate: reading half a megabyte of schemas for every case of a property takes its time.
+#[cfg(test)]
+pub(crate) fn for_tests() -> &'static Catalog {
+    static CATALOG: std::sync::LazyLock<Catalog> = std::sync::LazyLock::new(|| Catalog::load().expect("embedded data"));
+    &CATALOG
+}

@@ -8,17 +8,18 @@ mod create;
 mod remove;
 mod update;
 
+use std::hash::{Hash as _, Hasher as _};
 use std::sync::Arc;
 
 use sampan_store::{Key, Object, Store};
 use serde_json::{Map, Value};
 
 use crate::admission::{Admission, AdmissionRequest, Operation};
-use crate::catalog::Catalog;
+use crate::catalog::{Catalog, CatalogError};
 use crate::decode::decode;
 use crate::defaults::fill;
 use crate::error::{ApiError, Fault};
-use crate::limits::WARNINGS_MAX;
+use crate::limits::{self, WARNINGS_MAX};
 use crate::resources::Resource;
 
 pub(crate) use remove::Removal;
@@ -30,6 +31,22 @@ pub(crate) struct Core {
     pub(crate) store: Store,
     pub(crate) admission: Arc<dyn Admission>,
     pub(crate) catalog: Catalog,
+    turns: Turns,
+}
+
+/// Creations of the same name take turns, from the look whether it is free to the word to admission: otherwise the one
+/// that comes too late would have its reservation released, which by then is the other's.
+#[derive(Default)]
+struct Turns([tokio::sync::Mutex<()>; limits::CREATION_LANES]);
+
+impl Turns {
+    async fn take(&self, key: &Key) -> Option<tokio::sync::MutexGuard<'_, ()>> {
+        let mut hasher = std::hash::DefaultHasher::new();
+        key.hash(&mut hasher);
+        let lanes = u64::try_from(self.0.len()).unwrap_or(1);
+        let lane = usize::try_from(hasher.finish() % lanes).unwrap_or_default();
+        Some(self.0.get(lane)?.lock().await)
+    }
 }
 
 /// What happens to fields that no schema knows.
@@ -59,6 +76,10 @@ pub(crate) struct Written {
 }
 
 impl Core {
+    pub(crate) fn new(store: Store, admission: Arc<dyn Admission>) -> Result<Self, CatalogError> {
+        Ok(Self { store, admission, catalog: Catalog::load()?, turns: Turns::default() })
+    }
+
     pub(crate) fn resource(&self, name: &str) -> Result<&Resource, ApiError> {
         self.catalog.stored(name).ok_or_else(ApiError::no_such_path)
     }

@@ -79,7 +79,8 @@ mod tests {
     proptest! {
         #[test]
         fn any_document_is_survived(target in podlike(), patch in podlike()) {
-            let fuzzer = Fuzzer::new().expect("embedded data");
+            static FUZZER: std::sync::LazyLock<Fuzzer> = std::sync::LazyLock::new(|| Fuzzer::new().expect("embedded data"));
+            let fuzzer = &*FUZZER;
             fuzzer.body(target.to_string().as_bytes());
             fuzzer.patch(serde_json::json!([target, patch]).to_string().as_bytes());
         }

@@ -6,7 +6,7 @@ use sampan_store::{Object, Store, Watch};
 use serde_json::Value;
 
 use crate::admission::Admission;
-use crate::catalog::{Catalog, CatalogError};
+use crate::catalog::CatalogError;
 use crate::core::{Core, DeleteOptions, FieldValidation, Part, Preconditions, WriteOptions};
 use crate::error::ApiError;
 use crate::events::EventRecord;
@@ -36,7 +36,7 @@ impl ApiHandle {
     /// # Errors
     /// When the embedded schemas are damaged.
     pub fn new(store: Store, admission: Arc<dyn Admission>) -> Result<Self, CatalogError> {
-        Ok(Self { core: Arc::new(Core { store, admission, catalog: Catalog::load()? }) })
+        Ok(Self { core: Arc::new(Core::new(store, admission)?) })
     }
 
     /// Creates an object; defaults, validation and admission are those of every client.

@@ -44,6 +44,13 @@ pub const BOOKMARK_INTERVAL: Duration = Duration::from_secs(60);
 /// Events of one watch that may wait for its connection.
 pub const WATCH_FRAMES_MAX: usize = 64;
 
+/// How long a watch waits for a client that does not read; then it is gone.
+pub const WATCH_STALL_DEADLINE: Duration = Duration::from_secs(60);
+
+/// Creations that may be between admission and commit at a time; those of one name share a lane. Tokio's arrays of
+/// defaults end at 32.
+pub const CREATION_LANES: usize = 32;
+
 /// How often a change that lost a race, without naming a resource version, is tried again.
 pub const CONFLICT_RETRIES_MAX: usize = 16;
 

@@ -318,8 +318,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn messages() -> Messages {
-        Messages::load(crate::catalog::PROTOBUF).expect("embedded data")
+    fn messages() -> &'static Messages {
+        &crate::catalog::for_tests().messages
     }
 
     fn field(number: u8, bytes: &[u8]) -> Vec<u8> {

@@ -202,7 +202,7 @@ mod tests {
     use serde_json::json;
 
     fn check(labels: &str, fields: &str) -> Result<bool, ApiError> {
-        let catalog = crate::catalog::Catalog::load().expect("embedded data");
+        let catalog = crate::catalog::for_tests();
         let pods = catalog.stored("pods").expect("pods");
         let pod = json!({
             "metadata": {"name": "web", "namespace": "default", "labels": {"app": "web", "tier": "front", "empty": ""}},

@@ -68,7 +68,7 @@ impl Core {
         options: &WriteOptions,
     ) -> Result<std::sync::Arc<sampan_store::Object>, ApiError> {
         let key = key(resource, namespace, metadata_text(&value, "name"));
-        // Asked before admission, so that a name that is taken reserves nothing. The commit asks again.
+        let _turn = self.turns.take(&key).await;
         if self.store.get(&key).await?.is_some() {
             return Err(ApiError::already_exists(&resource.qualified(), &key.name));
         }

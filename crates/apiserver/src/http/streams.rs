@@ -40,8 +40,14 @@ impl Front {
             limit_bytes: query.number("limitBytes")?,
             stream: Some(query.text("stream").to_owned()).filter(|stream| !stream.is_empty()),
         };
+        let permit = Arc::clone(&self.streams).try_acquire_owned();
+        let permit = permit.map_err(|_all_taken| ApiError::too_many_requests("too many streams are open, try again later"))?;
         let stream = self.node.logs(&pod_ref(&pod.value), options).await?;
-        let frames = stream.map_ok(Frame::data).map_err(|error| -> BodyError { error.into() });
+        let frames = stream.map_err(|error| -> BodyError { error.into() }).map_ok(move |bytes| {
+            // Held as long as the stream lives.
+            let _permit = &permit;
+            Frame::data(bytes)
+        });
         let stopping = self.stopping.clone();
         let frames = futures_util::StreamExt::take_until(frames, async move { stopping.cancelled_owned().await });
         let mut response = Response::new(StreamBody::new(frames).boxed_unsync());

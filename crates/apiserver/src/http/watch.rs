@@ -24,7 +24,7 @@ use crate::http::query::Query;
 use crate::http::respond;
 use crate::http::route::Target;
 use crate::http::table::{Include, metadata_only, table};
-use crate::limits::{BOOKMARK_INTERVAL, WATCH_DEADLINE, WATCH_FRAMES_MAX};
+use crate::limits::{BOOKMARK_INTERVAL, WATCH_DEADLINE, WATCH_FRAMES_MAX, WATCH_STALL_DEADLINE};
 use crate::resources::Resource;
 use crate::selector::Selector;
 
@@ -221,6 +221,7 @@ impl Watcher {
     async fn frame(&mut self, event: &Value) -> Result<(), ClientGone> {
         let mut line = event.to_string();
         line.push('\n');
-        self.frames.send(Ok(Frame::data(Bytes::from(line)))).await.map_err(|_closed| ClientGone)
+        let sent = self.frames.send_timeout(Ok(Frame::data(Bytes::from(line))), WATCH_STALL_DEADLINE).await;
+        sent.map_err(|_closed_or_stalled| ClientGone)
     }
 }

@@ -4,10 +4,10 @@ use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
 use super::{merge, strategic_merge};
-use crate::catalog::Catalog;
+use crate::catalog::for_tests;
 
 fn strategic(target: Value, patch: &Value) -> Value {
-    let catalog = Catalog::load().expect("embedded data");
+    let catalog = for_tests();
     let pods = catalog.stored("pods").expect("pods");
     let mut value = target;
     strategic_merge(&catalog.schemas, pods.object_type, &mut value, patch).expect("a good patch");
@@ -74,7 +74,7 @@ fn lists_are_merged_as_the_schema_says() {
 
 #[test]
 fn a_patch_that_makes_no_sense_is_refused() {
-    let catalog = Catalog::load().expect("embedded data");
+    let catalog = for_tests();
     let pods = catalog.stored("pods").expect("pods");
     for patch in [json!([]), json!({"$patch": "explode"}), spec(json!({"containers": [{"image": "x"}]})), spec(json!({"$retainKeys": 1}))] {
         let mut value = spec(json!({"containers": [{"name": "a"}]}));

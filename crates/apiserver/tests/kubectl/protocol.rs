@@ -183,3 +183,56 @@ async fn bodies_are_read_with_care() {
     assert_eq!(collection.json()["items"].as_array().map(Vec::len), Some(2));
     fixture.stop().await;
 }
+
+/// Counts what is reserved by name, as a scheduler does.
+#[derive(Default)]
+struct Reservations(std::sync::Mutex<std::collections::HashMap<String, i32>>);
+
+#[async_trait::async_trait]
+impl sampan_apiserver::Admission for Reservations {
+    async fn admit(&self, request: &sampan_apiserver::AdmissionRequest<'_>, _: &mut Value) -> Result<(), sampan_apiserver::ApiError> {
+        *self.0.lock().expect("unpoisoned").entry(request.name.to_owned()).or_default() += 1;
+        tokio::task::yield_now().await;
+        Ok(())
+    }
+
+    async fn settled(&self, request: &sampan_apiserver::AdmissionRequest<'_>, committed: bool) {
+        if !committed {
+            *self.0.lock().expect("unpoisoned").entry(request.name.to_owned()).or_default() -= 1;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_name_is_reserved_once_however_many_want_it() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let store = sampan_apiserver::Store::open(&directory.path().join("store.db")).expect("a store");
+    let reservations = Arc::new(Reservations::default());
+    let api = ApiHandle::new(store, Arc::clone(&reservations) as _).expect("an API");
+    api.create("namespaces", None, json!({"metadata": {"name": "default"}})).await.expect("a namespace");
+    let wishes = (0..40).map(|number| {
+        let api = api.clone();
+        tokio::spawn(async move {
+            let object = json!({"metadata": {"name": format!("m{}", number % 4)}});
+            let creation = api.create("configmaps", Some("default"), object);
+            if number % 3 == 0 {
+                // A caller that gives up at once: the change runs on and is settled.
+                drop(tokio::time::timeout(std::time::Duration::ZERO, creation).await);
+                return false;
+            }
+            creation.await.is_ok()
+        })
+    });
+    let made = futures_util::future::join_all(wishes).await;
+    assert!(made.into_iter().filter(|made| *made.as_ref().expect("no panic")).count() <= 4);
+    let (maps, _) = api.list("configmaps", None).await.expect("a list");
+    assert_eq!(maps.len(), 4);
+    // Those that were given up may still be on their way to their refusal.
+    let settled = async {
+        while !reservations.0.lock().expect("unpoisoned").values().all(|count| *count == 1) {
+            tokio::task::yield_now().await;
+        }
+    };
+    let settled = tokio::time::timeout(std::time::Duration::from_secs(10), settled).await;
+    assert!(settled.is_ok(), "{:?}", reservations.0.lock());
+}
