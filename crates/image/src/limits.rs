@@ -1,5 +1,7 @@
 //! What an image may ask of this machine.
 
+use std::time::Duration;
+
 /// Directories below one another: what a path of 4,096 bytes can name.
 pub const DEPTH_MAX: usize = 2048;
 /// Symbolic links followed on the way to one entry, as the kernel has it (`MAXSYMLINKS`).
@@ -26,6 +28,8 @@ pub const LAYERS_AT_ONCE: usize = 4;
 pub const BUFFER_BYTES: usize = 1 << 20;
 /// Buffers under way in one channel of the pipeline: with four channels and four layers, 64 MiB.
 pub const CHANNEL_BUFFERS: usize = 4;
+/// How long an image waits before it is synced to the disk.
+pub const SEAL_DELAY: Duration = Duration::from_secs(10);
 /// Bytes of one record of an image in the store.
 pub const RECORD_BYTES_MAX: u64 = 64 << 20;
 

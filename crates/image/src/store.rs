@@ -55,7 +55,6 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
 
 /// When to ask the registry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -131,8 +130,7 @@ struct Inner {
     catalog: Mutex<Catalog>,
     layers: Layers,
     mounts: Mutex<HashMap<Digest, KeptMount>>,
-    /// Threads that sync new images to the disk.
-    sealing: Mutex<Vec<JoinHandle<()>>>,
+    sealing: seal::Sealing,
     boot_id: String,
     /// Numbers for names in `incoming`.
     next_name: std::sync::atomic::AtomicU64,
@@ -183,15 +181,13 @@ impl ImageStore {
 
     /// Waits until all that was pulled is on the disk, for an orderly end. Not needed for correctness.
     pub async fn close(self) {
-        let threads = std::mem::take(&mut *self.inner.sealing.lock().unwrap_or_else(PoisonError::into_inner));
-        let joined = blocking("the end", move || {
-            for thread in threads {
-                // A panic there has been reported; the image will be sealed at the next start.
-                thread.join().ok();
-            }
+        let inner = self.inner.clone();
+        let sealed = blocking("the end", move || {
+            inner.sealing.finish();
             Ok(())
         });
-        joined.await.ok();
+        // Only the end of the runtime cuts this short.
+        sealed.await.ok();
     }
 
     /// All images, by reference.

@@ -26,7 +26,7 @@ mod write;
 pub use error::UnpackError;
 pub(crate) use produce::Input;
 
-use crate::index::LayerIndex;
+use crate::index::{LayerIndex, WindowPacker};
 use crate::limits::{CHANNEL_BUFFERS, DISK_RESERVE_BYTES};
 use piece::Piece;
 use produce::{Outputs, Produced};
@@ -125,10 +125,11 @@ fn finish(
 fn digest(job: &UnpackJob, work: Receiver<spans::DigestWork>) -> Result<Digested, UnpackError> {
     let mut hasher = job.diff_id.hasher();
     let mut windows = Vec::new();
+    let mut packer = WindowPacker::new()?;
     for item in work {
         match item {
             spans::DigestWork::Bytes(piece) => hasher.update(piece.bytes()),
-            spans::DigestWork::Span(window) => windows.push(window.pack()?),
+            spans::DigestWork::Span(window) => windows.push(window.pack(&mut packer)?),
         }
     }
     Ok(Digested { diff_id: hasher.finish(), windows })

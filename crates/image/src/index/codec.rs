@@ -180,7 +180,7 @@ impl LayerIndex {
 
 impl SpanRecord {
     pub fn encode(&self) -> Result<Vec<u8>, IndexError> {
-        encode_record(&pack_window(&self.window)?, &self.chunks)
+        encode_record(&WindowPacker::new()?.pack(&self.window)?, &self.chunks)
     }
 
     fn decode(bytes: &[u8]) -> Result<Self, IndexError> {
@@ -208,16 +208,24 @@ pub(crate) struct PackedWindow {
     unpacked: u32,
 }
 
-pub(crate) fn pack_window(window: &[u8]) -> Result<PackedWindow, IndexError> {
-    if window.len() > WINDOW_BYTES_MAX {
-        return Err(IndexError::TooLarge);
+/// Makes one window after another small, with one compressor for all.
+pub(crate) struct WindowPacker(zstd::bulk::Compressor<'static>);
+
+impl WindowPacker {
+    pub(crate) fn new() -> Result<Self, IndexError> {
+        Ok(Self(zstd::bulk::Compressor::new(WINDOW_ZSTD_LEVEL).map_err(IndexError::Pack)?))
     }
-    let stored = if window.is_empty() {
-        Vec::new()
-    } else {
-        zstd::bulk::compress(window, WINDOW_ZSTD_LEVEL).map_err(IndexError::Pack)?
-    };
-    Ok(PackedWindow { stored, unpacked: window.len() as u32 })
+
+    pub(crate) fn pack(&mut self, window: &[u8]) -> Result<PackedWindow, IndexError> {
+        if window.len() > WINDOW_BYTES_MAX {
+            return Err(IndexError::TooLarge);
+        }
+        let stored = match window {
+            [] => Vec::new(),
+            _ => self.0.compress(window).map_err(IndexError::Pack)?,
+        };
+        Ok(PackedWindow { stored, unpacked: window.len() as u32 })
+    }
 }
 
 pub(crate) fn encode_record(window: &PackedWindow, chunks: &[Hash]) -> Result<Vec<u8>, IndexError> {

@@ -5,6 +5,7 @@ use super::layers::Layers;
 use super::paths::Paths;
 use super::record::Record;
 use super::registry::Client;
+use super::seal::Sealing;
 use super::{ImageStoreConfig, Inner};
 use crate::error::ImageError;
 use rustix::fs::{FlockOperation, flock};
@@ -47,7 +48,7 @@ pub(super) fn open(config: ImageStoreConfig) -> Result<Inner, ImageError> {
         catalog: Mutex::new(catalog),
         layers,
         mounts: Mutex::default(),
-        sealing: Mutex::default(),
+        sealing: Sealing::default(),
         boot_id,
         next_name: 0.into(),
         _lock: lock,

@@ -3,17 +3,57 @@
 use super::Inner;
 use super::record::sync_directory;
 use crate::error::ImageError;
+use crate::limits::SEAL_DELAY;
 use sampan_kit::error_chain::ErrorChain;
 use sampan_oci::digest::Digest;
 use std::fs::File;
 use std::path::Path;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
 
-/// Syncs the files of an image and seals its record, on a thread of its own. If that fails, the record stays as it is, and the
-/// next start of the service tries again.
+/// Images that are not on the disk for good yet.
+#[derive(Debug, Default)]
+pub(super) struct Sealing {
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    hurry: Arc<Hurry>,
+}
+
+/// Ends the wait of all.
+#[derive(Debug, Default)]
+struct Hurry {
+    now: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Sealing {
+    /// Waits until all is sealed, at once.
+    pub(super) fn finish(&self) {
+        *self.hurry.now.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.hurry.changed.notify_all();
+        for thread in std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner)) {
+            // A panic there has been reported; the image will be sealed at the next start.
+            thread.join().ok();
+        }
+    }
+}
+
+impl Hurry {
+    fn wait(&self, at_most: Duration) {
+        let now = self.now.lock().unwrap_or_else(PoisonError::into_inner);
+        // Whether time or hurry ended the wait does not matter.
+        drop(self.changed.wait_timeout_while(now, at_most, |now| !*now));
+    }
+}
+
+/// Syncs the files of an image and seals its record, on a thread of its own and not at once: a pull is mostly followed by a
+/// start, which should not compete for the disk. If it fails, the record stays as it is, and the next start of the service
+/// tries again.
 pub(super) fn start(inner: &Arc<Inner>, id: Digest) {
-    let weak = Arc::downgrade(inner);
+    let (weak, hurry) = (Arc::downgrade(inner), inner.sealing.hurry.clone());
     let thread = std::thread::Builder::new().name("image-seal".to_owned()).spawn(move || {
+        hurry.wait(SEAL_DELAY);
+        // A store that was dropped meanwhile finds the image when it is opened again.
         let Some(inner) = weak.upgrade() else { return };
         match seal(&inner, &id) {
             Ok(()) => {}
@@ -26,9 +66,9 @@ pub(super) fn start(inner: &Arc<Inner>, id: Digest) {
     });
     match thread {
         Ok(thread) => {
-            let mut sealing = inner.sealing.lock().unwrap_or_else(PoisonError::into_inner);
-            sealing.retain(|thread| !thread.is_finished());
-            sealing.push(thread);
+            let mut threads = inner.sealing.threads.lock().unwrap_or_else(PoisonError::into_inner);
+            threads.retain(|thread| !thread.is_finished());
+            threads.push(thread);
         }
         Err(error) => tracing::warn!(image = %id, %error, "no thread to sync an image to the disk"),
     }

@@ -233,3 +233,39 @@ async fn a_tag_that_moves_leaves_the_old_image_without_it() {
     let references: Vec<_> = listed.iter().map(|image| (image.id, image.references.clone())).collect();
     assert_eq!(references, [(old.id, Vec::new()), (new.id, vec![one])]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pulls_that_are_given_up_leave_nothing_and_hinder_nobody() {
+    let mut place = place();
+    let content = "much ".repeat(100_000);
+    let layers: Vec<LayerBytes> = (0..8).map(|n| layer_with(&format!("f{n}"), &format!("{n} {content}"))).collect();
+    let one = place.layout.image("one", &host(), &layers);
+    let store = place.open().await.unwrap();
+    for patience in 0..20 {
+        let pull = store.ensure(&one, PullPolicy::IfNotPresent, ProgressSender::none());
+        // The odd ones are given up in the middle, after so many turns.
+        let turns = async {
+            for _ in 0..patience * 8 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            image = pull => drop(image.unwrap()),
+            () = turns => {}
+        }
+    }
+    let image = store.ensure(&one, PullPolicy::IfNotPresent, ProgressSender::none()).await.unwrap();
+    assert!(read(&store, &image, "f7").starts_with("7 much much"));
+    store.inner.layers.abandoned(&image.config.rootfs.diff_ids).await;
+    assert_eq!(place.files().len(), 8 * 2 + 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_without_layers_is_an_empty_directory() {
+    let mut place = place();
+    let empty = place.layout.image("empty", &host(), &[]);
+    let store = place.open().await.unwrap();
+    let image = store.ensure(&empty, PullPolicy::IfNotPresent, ProgressSender::none()).await.unwrap();
+    let mount = store.mount(&image).unwrap();
+    assert_eq!(fs::read_dir(format!("/proc/self/fd/{}/.", mount.as_raw_fd())).unwrap().count(), 0);
+}

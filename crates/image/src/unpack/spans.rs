@@ -2,7 +2,7 @@
 
 use super::UnpackError;
 use super::piece::Piece;
-use crate::index::{Hash, LayerIndex, PackedWindow, SpanEntry, StreamLayout, encode_record, pack_window};
+use crate::index::{Hash, LayerIndex, PackedWindow, SpanEntry, StreamLayout, WindowPacker, encode_record};
 use sampan_oci::inflate::Span;
 use std::sync::Arc;
 
@@ -40,12 +40,12 @@ pub(super) struct WindowAt {
 }
 
 impl SpanStart {
-    pub(super) fn pack(self) -> Result<WindowAt, UnpackError> {
+    pub(super) fn pack(self, packer: &mut WindowPacker) -> Result<WindowAt, UnpackError> {
         Ok(WindowAt {
             compressed_offset: self.compressed_offset,
             bit: self.bit,
             stream_offset: self.stream_offset,
-            window: pack_window(&self.window)?,
+            window: packer.pack(&self.window)?,
         })
     }
 }
