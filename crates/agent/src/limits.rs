@@ -44,6 +44,9 @@ pub(crate) const ZYGOTE_CONNECTIONS_MAX: usize = 8;
 /// Size of a container's `/dev/shm`, as docker and containerd have it.
 pub(crate) const SHARED_MEMORY_BYTES: u64 = 64 * 1024 * 1024;
 
+/// Terminals of one container; all containers share the machine's 4096 (`kernel.pty.max`).
+pub(crate) const TERMINALS_MAX: &str = "512";
+
 /// Nested directories in a transfer's archive.
 pub(crate) const ARCHIVE_DEPTH_MAX: usize = 256;
 

@@ -116,13 +116,15 @@ impl Agent {
         for group in cgroups {
             rustix::io::write(group, b"0").at("enter the agent's cgroup")?;
         }
+        // Whose they are, the host's root's or the pod's, differs by sysctl and by kernel: what cannot be set before the drop
+        // is tried again after it.
+        let set = |(name, value): &&(String, String)| set_sysctl(name, value).is_err();
+        let left: Vec<&(String, String)> = configuration.sysctls.iter().filter(set).collect();
         if configuration.drop_to_mapped_root {
             privileges::become_identity(&Identity::default())?;
         }
         rustix::system::sethostname(configuration.hostname.as_bytes()).at("set the hostname")?;
-        for (name, value) in &configuration.sysctls {
-            set_sysctl(name, value)?;
-        }
+        left.into_iter().try_for_each(|(name, value)| set_sysctl(name, value))?;
         self.configuration = Some(configuration);
         Ok(())
     }

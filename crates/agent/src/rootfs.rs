@@ -13,7 +13,7 @@ use sampan_sys::mount::{FsContext, MountChange, attach, clone_tree, set_attribut
 use sampan_wire::agent::Refusal;
 
 use crate::fault::AtStage;
-use crate::limits::SHARED_MEMORY_BYTES;
+use crate::limits::{SHARED_MEMORY_BYTES, TERMINALS_MAX};
 use crate::stage::{self, CONTAINER_ROOT, inert};
 
 /// What a container must not see (containerd's and docker's default list).
@@ -107,7 +107,8 @@ impl Tree {
 
         self.place(self.devices.as_fd(), "dev", true)?;
         let quiet = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-        let terminals = [("newinstance", ""), ("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")];
+        let terminals =
+            [("newinstance", ""), ("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5"), ("max", TERMINALS_MAX)];
         let shared = [("mode", "1777".to_owned()), ("size", SHARED_MEMORY_BYTES.to_string())];
         let shared = shared.each_ref().map(|(key, value)| (*key, value.as_str()));
         self.mount_new("devpts", &terminals, quiet, "dev/pts")?;

@@ -19,6 +19,8 @@ super::scenarios![
     zygote_restart,
     leftovers_are_reconciled,
     failed_create_leaves_nothing,
+    many_at_once,
+    memory_of_an_agent,
     latency,
 ];
 
@@ -144,9 +146,7 @@ async fn daemon_restart(host: &mut Host) -> Result<()> {
 async fn agent_killed(host: &mut Host) -> Result<()> {
     let mut pod = host.pod().await?;
     let started = pod.start(pod.container("main", &["/bin/sleep", "1000"])?).await?;
-    let stat = std::fs::read_to_string(format!("/proc/{}/stat", started.pid))?;
-    let agent: i32 =
-        stat.rsplit(") ").next().and_then(|rest| rest.split(' ').nth(1)?.parse().ok()).context("no parent")?;
+    let agent = parent(started.pid)?;
     sampan_sys::process::signal_by_pid(agent, libc::SIGKILL)?;
     let event = tokio::time::timeout(PATIENCE, pod.events.recv()).await?;
     ensure!(matches!(event, Some(SandboxEvent::AgentLost { .. })), "{event:?}");
@@ -188,6 +188,38 @@ async fn failed_create_leaves_nothing(host: &mut Host) -> Result<()> {
     );
     ensure!(!host.sandboxes.list().await.map_err(chain)?.contains(&id));
     Ok(())
+}
+
+async fn many_at_once(host: &mut Host) -> Result<()> {
+    const PODS: usize = 25;
+    let host = &*host;
+    let began = Instant::now();
+    let cycles = (0..PODS).map(|number| async move {
+        let mut pod = host.pod().await?;
+        let (code, said) = pod.run(&format!("echo {number}; exit {number}")).await?;
+        ensure!(code == i32::try_from(number)? && said == format!("{number}\n"), "{code} {said}");
+        pod.destroy().await
+    });
+    futures_util::future::try_join_all(cycles).await?;
+    eprintln!("  {PODS} pods at once: {:.1} cycles a second", PODS as f64 / began.elapsed().as_secs_f64());
+    Ok(())
+}
+
+fn parent(pid: u32) -> Result<i32> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    stat.rsplit(") ").next().and_then(|rest| rest.split(' ').nth(1)?.parse().ok()).context("no parent")
+}
+
+/// Measured, not asserted, as below.
+async fn memory_of_an_agent(host: &mut Host) -> Result<()> {
+    let mut pod = host.pod().await?;
+    let started = pod.start(pod.container("main", &["/bin/sleep", "1000"])?).await?;
+    let rollup = std::fs::read_to_string(format!("/proc/{}/smaps_rollup", parent(started.pid)?))?;
+    for line in rollup.lines().filter(|line| line.starts_with("Pss:") || line.starts_with("Private_Dirty:")) {
+        eprintln!("  agent: {line}");
+    }
+    pod.kill_and_wait(1).await?;
+    pod.destroy().await
 }
 
 /// Measured, not asserted: the machine is anybody's.
