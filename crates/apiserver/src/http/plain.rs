@@ -38,10 +38,26 @@ impl Front {
                 let index = json!({"paths": {"api/v1": {"serverRelativeURL": url}}});
                 respond::document(StatusCode::OK, Format::Json, false, &index)
             }
+            "/openapi/v2" => Ok(respond::with_type(StatusCode::OK, OPENAPI_V2_MEDIA, openapi_v2())),
             "/openapi/v3/api/v1" => Ok(respond::with_type(StatusCode::OK, "application/json", OPENAPI_CORE)),
             _ => Err(ApiError::no_such_path()),
         }
     }
+}
+
+const OPENAPI_V2_MEDIA: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+
+/// kubectl 1.28 will not create or apply anything before it has read an OpenAPI v2 document, in protobuf, though it then
+/// checks against version 3. So there is one that says what it is and describes nothing: `Document { swagger: "2.0",
+/// info: { title, version } }` of gnostic's openapiv2.
+fn openapi_v2() -> Vec<u8> {
+    fn field(number: u8, bytes: &[u8]) -> Vec<u8> {
+        // One byte of length is enough for our few words.
+        let length = u8::try_from(bytes.len()).unwrap_or(0) & 0x7f;
+        [&[number << 3 | 2, length], bytes].concat()
+    }
+    let info = [field(1, b"Kubernetes"), field(2, KUBERNETES_VERSION.as_bytes())].concat();
+    [field(1, b"2.0"), field(2, &info)].concat()
 }
 
 fn version() -> serde_json::Value {
