@@ -17,7 +17,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use sampan_kit::backoff::Backoff;
 
-use crate::limits::{RESTART_DELAY_FIRST, RESTART_DELAY_LONGEST, RESTART_FORGIVEN_AFTER};
+use crate::limits::{FORCED_AFTER, RESTART_DELAY_FIRST, RESTART_DELAY_LONGEST, RESTART_FORGIVEN_AFTER};
 
 /// Kubernetes' `restartPolicy`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -412,7 +412,8 @@ impl Lifecycle {
         self.stop_all(sandbox, stop, now, next);
     }
 
-    /// Ends main containers, then side-cars, then the sandbox; at the deadline by force.
+    /// Ends main containers, then side-cars, then the sandbox; at the deadline by force. What still has not ended a
+    /// while later goes with its sandbox.
     fn stop_all(&mut self, sandbox: Sandbox, stop: Stop, now: Timestamp, next: &mut Next) {
         let overdue = now >= stop.deadline;
         let mains_busy = self.slots.iter().any(|slot| slot.role != Role::Sidecar && slot.is_busy());
@@ -429,12 +430,12 @@ impl Lifecycle {
                 next.actions.push(Action::Terminate(index));
             }
         }
-        if any_busy && !overdue {
-            next.wake_at(stop.deadline);
+        let force_at = stop.deadline + FORCED_AFTER;
+        if any_busy {
+            next.wake_at(if overdue { force_at } else { stop.deadline });
         }
-        match sandbox {
-            Sandbox::Ready if !any_busy => next.actions.push(Action::RemoveSandbox),
-            _ => {}
+        if sandbox == Sandbox::Ready && (!any_busy || now >= force_at) {
+            next.actions.push(Action::RemoveSandbox);
         }
     }
 

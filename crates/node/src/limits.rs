@@ -11,6 +11,9 @@ pub const RESTART_FORGIVEN_AFTER: Duration = Duration::from_secs(600);
 const _: () =
     assert!(RESTART_DELAY_LONGEST.as_secs() < RESTART_FORGIVEN_AFTER.as_secs(), "or health could never be told");
 
+/// After a stop's deadline every process is killed; what is not gone this much later is taken away with its sandbox.
+pub const FORCED_AFTER: Duration = Duration::from_secs(10);
+
 /// Intermediate states are written only when a start takes longer than this, so that a fast start is one write.
 pub const STATUS_WRITE_DELAY: Duration = Duration::from_millis(150);
 /// How often a running pod's disk and memory are looked at for pressure.

@@ -111,6 +111,7 @@ fn refuse_unsupported(spec: &PodSpec) -> Result<(), SpecError> {
         ("spec.hostPID", spec.host_pid == Some(true)),
         ("spec.hostIPC", spec.host_ipc == Some(true)),
         ("spec.runtimeClassName", spec.runtime_class_name.is_some()),
+        ("spec.imagePullSecrets", spec.image_pull_secrets.as_ref().is_some_and(|list| !list.is_empty())),
         ("spec.ephemeralContainers", spec.ephemeral_containers.as_ref().is_some_and(|list| !list.is_empty())),
         ("spec.resourceClaims", spec.resource_claims.as_ref().is_some_and(|list| !list.is_empty())),
     ] {

@@ -130,6 +130,8 @@ pub(crate) struct Worker {
     recorder: Recorder,
     pending_events: Vec<(Kind, &'static str, String)>,
     report: report::Report,
+    /// Tells errands that wait for an image to give up.
+    stopping: watch::Sender<bool>,
     object_gone: bool,
     deleting: bool,
     disk_full_told: bool,
@@ -190,6 +192,7 @@ impl Worker {
             recorder,
             pending_events: Vec::new(),
             report: report::Report::default(),
+            stopping: watch::Sender::new(false),
             object_gone: false,
             deleting: false,
             disk_full_told: false,
@@ -204,6 +207,7 @@ impl Worker {
         loop {
             let now = Timestamp::now();
             self.check_deadline(now);
+            self.stopping.send_replace(self.lifecycle.stop.is_some());
             let next = self.lifecycle.next(self.sandbox(), now);
             for action in next.actions {
                 self.act(action);
@@ -415,6 +419,11 @@ impl Worker {
     }
 
     fn removed(&mut self, removed: Result<(), RuntimeError>) {
+        self.lifecycle.sandbox_lost(
+            "SandboxLost",
+            "it did not end and was taken away with its sandbox",
+            Timestamp::now(),
+        );
         let again = matches!(self.held, Held::Removing { again: true });
         match removed {
             Ok(()) if again && self.lifecycle.stop.is_none() && !self.lifecycle.phase().is_final() => {

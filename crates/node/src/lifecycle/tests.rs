@@ -118,6 +118,15 @@ fn a_stop_asks_first_and_kills_at_the_deadline() {
 }
 
 #[test]
+fn what_never_answers_goes_with_its_sandbox() {
+    let mut pod = pod(RestartPolicy::Always, &[Role::Main]);
+    pod.starting(0);
+    pod.request_stop(at(5));
+    assert_eq!(pod.next(Sandbox::Ready, at(5)).wake, Some(at(15)));
+    assert_eq!(pod.next(Sandbox::Ready, at(15)).actions, [Action::RemoveSandbox]);
+}
+
+#[test]
 fn a_refused_start_does_not_count_as_a_restart() {
     let mut pod = pod(RestartPolicy::Always, &[Role::Main]);
     pod.starting(0);

@@ -14,6 +14,7 @@ use sampan_runtime::pod::Pod;
 use sampan_runtime::timeline::Timeline;
 use sampan_store::Key;
 use serde_json::Value;
+use tokio::sync::watch;
 
 use super::{Held, Message, Services, SharedImage, Worker, tell};
 use crate::environment::{self, EnvironmentError, Live};
@@ -42,6 +43,8 @@ pub(crate) enum StartFailure {
     Environment(#[from] EnvironmentError),
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
+    #[error("the pod was stopped before its image had arrived")]
+    Stopped,
 }
 
 impl Worker {
@@ -136,6 +139,7 @@ impl Worker {
             services: Arc::clone(&self.services),
             timeline: if attempt == 0 { self.timeline.clone() } else { Timeline::default() },
             object: Arc::clone(&object),
+            stopping: self.stopping.subscribe(),
         };
         self.images.remove(&name);
         let sender = self.sender.clone();
@@ -161,6 +165,10 @@ impl Worker {
 
     fn start_failed(&mut self, index: usize, name: &str, failure: &StartFailure, now: Timestamp) {
         let message = ErrorChain(failure).to_string();
+        if matches!(failure, StartFailure::Stopped) {
+            self.lifecycle.refused(index, "Stopped", message, now);
+            return;
+        }
         let reason = match failure {
             StartFailure::Runtime(RuntimeError::Start(error)) => {
                 self.event(Kind::Warning, "Failed", format!("container {name}: {message}"));
@@ -175,7 +183,7 @@ impl Worker {
             StartFailure::Spec(_)
             | StartFailure::Environment(_)
             | StartFailure::Runtime(RuntimeError::Container(_)) => "CreateContainerConfigError",
-            StartFailure::Runtime(_) => "CreateContainerError",
+            StartFailure::Runtime(_) | StartFailure::Stopped => "CreateContainerError",
         };
         self.event(Kind::Warning, "Failed", format!("container {name}: {message}"));
         self.lifecycle.refused(index, reason, message.clone(), now);
@@ -213,11 +221,15 @@ struct Errand {
     attempt: u32,
     image: SharedImage,
     timeline: Timeline,
+    stopping: watch::Receiver<bool>,
 }
 
 impl Errand {
-    async fn run(self) -> Result<Run, StartFailure> {
-        let image: Arc<Image> = self.image.await.map_err(StartFailure::Image)?;
+    async fn run(mut self) -> Result<Run, StartFailure> {
+        let image: Arc<Image> = tokio::select! {
+            image = self.image => image.map_err(StartFailure::Image)?,
+            _ = self.stopping.wait_for(|stopping| *stopping) => return Err(StartFailure::Stopped),
+        };
         let live = Live {
             pod_ips: self.pod.addresses().iter().map(ToString::to_string).collect(),
             host_ip: self.services.host_ip.clone(),
