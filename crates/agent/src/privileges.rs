@@ -48,8 +48,8 @@ pub(crate) fn become_identity(identity: &Identity) -> Result<(), Refusal> {
     let groups: Vec<Gid> = identity.groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
     let (uid, gid) = (Uid::from_raw(identity.uid), Gid::from_raw(identity.gid));
     set_thread_groups(&groups).at("set groups")?;
-    set_thread_res_gid(gid, gid, gid).at("set group")?;
-    set_thread_res_uid(uid, uid, uid).at("set user")
+    set_thread_res_gid(gid, gid, gid).at(&format!("set group {}", identity.gid))?;
+    set_thread_res_uid(uid, uid, uid).at(&format!("set user {}", identity.uid))
 }
 
 fn drop_bounding_set(keep: u64) -> Result<(), Refusal> {

@@ -27,6 +27,10 @@ struct Question {
     answer: Answer,
 }
 
+/// Ends well when the other end closes (another daemon has taken over, or the agent is dead), and with an error when the
+/// agent cannot be understood.
+pub(crate) type ConnectionTask = tokio::task::JoinHandle<Result<(), LinkError>>;
+
 /// A handle for making requests.
 #[derive(Debug, Clone)]
 pub(crate) struct Connection {
@@ -38,15 +42,11 @@ impl Connection {
     pub(crate) fn start(
         socket: OwnedFd,
         on_event: impl FnMut(AgentEvent) + Send + 'static,
-    ) -> io::Result<(Self, tokio::task::JoinHandle<()>)> {
+    ) -> io::Result<(Self, ConnectionTask)> {
         let link = watch(Link::new(socket), BOTH)?;
         let (questions, queue) = mpsc::channel(REQUESTS_QUEUED_MAX);
         let mut task = Task { link, queue, waiting: HashMap::new(), next_id: 1, on_event };
-        let handle = tokio::spawn(async move {
-            if let Err(error) = task.run().await {
-                tracing::warn!(error = %sampan_kit::error_chain::ErrorChain(&error), "the connection to an agent ends");
-            }
-        });
+        let handle = tokio::spawn(async move { task.run().await });
         Ok((Self { questions }, handle))
     }
 

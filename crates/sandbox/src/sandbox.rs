@@ -15,10 +15,10 @@ use sampan_agent::link::{Descriptors, Outgoing};
 use sampan_wire::agent::{AgentEvent, AgentState, ContainerExit, ExitStatus, Instant, Reply, Request};
 use tokio::io::Interest;
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinHandle;
+use tokio::task::AbortHandle;
 
 use crate::cgroup::{Group, GroupUsage};
-use crate::connection::Connection;
+use crate::connection::{Connection, ConnectionTask};
 use crate::error::SandboxError;
 use crate::limits::{EVENTS_QUEUED_MAX, REQUEST_DEADLINE};
 use crate::sandboxes::{Node, blocking, open_namespace};
@@ -92,6 +92,29 @@ pub(crate) async fn wait_until_dead(pidfd: OwnedFd) -> Result<(), SandboxError> 
     Ok(())
 }
 
+/// Waits for an agent's end and says why it came. An agent that cannot be understood any more is killed: its pod could be
+/// neither used nor watched.
+async fn watch_agent(pidfd: OwnedFd, connection: ConnectionTask) -> String {
+    let mut reason = "the sandbox's agent was killed or has failed".to_owned();
+    let death = match rustix::io::fcntl_dupfd_cloexec(&pidfd, 3) {
+        Ok(pidfd) => wait_until_dead(pidfd),
+        Err(error) => return SandboxError::io("watch the agent")(error.into()).to_string(),
+    };
+    tokio::pin!(death);
+    let outcome = tokio::select! {
+        outcome = &mut death => outcome,
+        ended = connection => {
+            if let Ok(Err(error)) = ended {
+                reason = format!("the sandbox's agent was killed: {}", sampan_kit::error_chain::ErrorChain(&error));
+                // It may have died by itself meanwhile.
+                sampan_sys::process::signal_by_pidfd(pidfd.as_fd(), libc::SIGKILL).ok();
+            }
+            death.await
+        }
+    };
+    outcome.map_or_else(|error| sampan_kit::error_chain::ErrorChain(&error).to_string(), |()| reason)
+}
+
 /// Events on their way from the agent to whoever listens.
 #[derive(Debug, Clone)]
 pub(crate) struct Events(Arc<EventsInner>);
@@ -150,6 +173,11 @@ impl Events {
             ExitStatus::Code(code) => (code, None),
             ExitStatus::Signal(signal) => (128_i32.saturating_add(signal), Some(signal)),
         };
+        let known = |event: &SandboxEvent| matches!(event, SandboxEvent::ContainerExited { event_id, .. } if *event_id == exit.event_id);
+        if self.locked(|state| state.unacknowledged.iter().any(known)) {
+            // It happened between connecting and asking for the agent's state, which told it again.
+            return;
+        }
         let kills = self.0.group.child(&format!("c-{}", exit.container)).out_of_memory_kills();
         self.tell(SandboxEvent::ContainerExited {
             event_id: exit.event_id,
@@ -215,12 +243,12 @@ pub struct ProcessSandbox {
     pub(crate) events: Events,
     pub(crate) next_exec_id: AtomicU64,
     destroying: Arc<AtomicBool>,
-    tasks: [JoinHandle<()>; 2],
+    tasks: [AbortHandle; 2],
 }
 
 impl Drop for ProcessSandbox {
     fn drop(&mut self) {
-        self.tasks.iter().for_each(JoinHandle::abort);
+        self.tasks.iter().for_each(AbortHandle::abort);
     }
 }
 
@@ -230,23 +258,21 @@ impl ProcessSandbox {
         node: Arc<Node>,
         identity: Identity,
         connection: Connection,
-        connection_task: JoinHandle<()>,
+        connection_task: ConnectionTask,
         events: Events,
     ) -> Result<Arc<Self>, SandboxError> {
         let destroying = Arc::new(AtomicBool::new(false));
         let duplicate = rustix::io::fcntl_dupfd_cloexec(&identity.pidfd, 3);
         let pidfd = duplicate.map_err(|error| SandboxError::io("duplicate a pidfd")(error.into()))?;
         let (watched, told) = (Arc::clone(&destroying), events.clone());
+        let connection_end = connection_task.abort_handle();
         let watcher = tokio::spawn(async move {
-            let reason = match wait_until_dead(pidfd).await {
-                Ok(()) => "the sandbox's agent was killed or has failed".to_owned(),
-                Err(error) => sampan_kit::error_chain::ErrorChain(&error).to_string(),
-            };
+            let reason = watch_agent(pidfd, connection_task).await;
             if !watched.load(Ordering::SeqCst) {
                 told.tell(SandboxEvent::AgentLost { reason });
             }
         });
-        let tasks = [connection_task, watcher];
+        let tasks = [connection_end, watcher.abort_handle()];
         let next_exec_id = AtomicU64::new(1);
         Ok(Arc::new(Self { id, node, identity, connection, events, next_exec_id, destroying, tasks }))
     }
