@@ -91,6 +91,8 @@ fn is_common(entry: &Entry, layer: &LayerEntries, hidden: &[LayerPath]) -> bool 
         EntryKind::Whiteout => {
             !is_named(&entry.path, false) && hidden.iter().filter(|path| **path == entry.path).count() == 1
         }
+        // For umoci the file that stood in between has removed the lower layers' directory.
+        EntryKind::Directory if is_named(&entry.path, false) && !is_named(&entry.path, true) => false,
         _ => !hidden.contains(&entry.path),
     }
 }
