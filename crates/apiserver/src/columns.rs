@@ -43,7 +43,10 @@ fn named(printer: &str, object: &Value, now: jiff::Timestamp) -> String {
         "podStatus" => pod_status(object),
         "podRestarts" => pod_restarts(object, now),
         "podReadinessGates" => readiness_gates(object),
-        "eventLastSeen" => age(event_time(object, &["/series/lastObservedTime", "/lastTimestamp", "/eventTime", "/firstTimestamp"]), now),
+        "eventLastSeen" => age(
+            event_time(object, &["/series/lastObservedTime", "/lastTimestamp", "/eventTime", "/firstTimestamp"]),
+            now,
+        ),
         "eventFirstSeen" => age(event_time(object, &["/firstTimestamp", "/eventTime"]), now),
         "eventObject" => {
             let kind = object["involvedObject"]["kind"].as_str().unwrap_or_default().to_lowercase();
@@ -172,7 +175,9 @@ fn readiness_gates(pod: &Value) -> String {
     if gates.is_empty() {
         return String::from("<none>");
     }
-    let met = gates.iter().filter(|gate| gate["conditionType"].as_str().is_some_and(|kind| condition(pod, kind) == Some("True")));
+    let met = gates
+        .iter()
+        .filter(|gate| gate["conditionType"].as_str().is_some_and(|kind| condition(pod, kind) == Some("True")));
     format!("{}/{}", met.count(), gates.len())
 }
 
@@ -231,9 +236,18 @@ mod tests {
 
     #[test]
     fn durations_are_short() {
-        for (seconds, text) in
-            [(0, "0s"), (119, "119s"), (120, "2m"), (125, "2m5s"), (601, "10m"), (10_801, "3h"), (14_700, "4h5m"), (90_000, "25h"), (180_000, "2d2h"), (864_000, "10d")]
-        {
+        for (seconds, text) in [
+            (0, "0s"),
+            (119, "119s"),
+            (120, "2m"),
+            (125, "2m5s"),
+            (601, "10m"),
+            (10_801, "3h"),
+            (14_700, "4h5m"),
+            (90_000, "25h"),
+            (180_000, "2d2h"),
+            (864_000, "10d"),
+        ] {
             assert_eq!(human(seconds), text);
         }
     }
@@ -244,12 +258,30 @@ mod tests {
         for (status, expected) in [
             (json!({"phase": "Pending"}), "Pending"),
             (json!({"phase": "Failed", "reason": "Evicted"}), "Evicted"),
-            (json!({"phase": "Pending", "containerStatuses": [{"state": {"waiting": {"reason": "ErrImagePull"}}}]}), "ErrImagePull"),
-            (json!({"phase": "Failed", "containerStatuses": [{"state": {"terminated": {"exitCode": 3}}}]}), "ExitCode:3"),
-            (json!({"phase": "Failed", "containerStatuses": [{"state": {"terminated": {"reason": "OOMKilled"}}}]}), "OOMKilled"),
-            (json!({"phase": "Pending", "initContainerStatuses": [{"name": "i", "state": {"running": {}}}]}), "Init:0/1"),
-            (json!({"phase": "Pending", "initContainerStatuses": [{"name": "i", "state": {"terminated": {"exitCode": 1, "reason": "Error"}}}]}), "Init:Error"),
-            (json!({"phase": "Running", "initContainerStatuses": [{"name": "i", "state": {"terminated": {"exitCode": 0}}}], "containerStatuses": [{"ready": true, "state": {"running": {}}}]}), "Running"),
+            (
+                json!({"phase": "Pending", "containerStatuses": [{"state": {"waiting": {"reason": "ErrImagePull"}}}]}),
+                "ErrImagePull",
+            ),
+            (
+                json!({"phase": "Failed", "containerStatuses": [{"state": {"terminated": {"exitCode": 3}}}]}),
+                "ExitCode:3",
+            ),
+            (
+                json!({"phase": "Failed", "containerStatuses": [{"state": {"terminated": {"reason": "OOMKilled"}}}]}),
+                "OOMKilled",
+            ),
+            (
+                json!({"phase": "Pending", "initContainerStatuses": [{"name": "i", "state": {"running": {}}}]}),
+                "Init:0/1",
+            ),
+            (
+                json!({"phase": "Pending", "initContainerStatuses": [{"name": "i", "state": {"terminated": {"exitCode": 1, "reason": "Error"}}}]}),
+                "Init:Error",
+            ),
+            (
+                json!({"phase": "Running", "initContainerStatuses": [{"name": "i", "state": {"terminated": {"exitCode": 0}}}], "containerStatuses": [{"ready": true, "state": {"running": {}}}]}),
+                "Running",
+            ),
         ] {
             assert_eq!(pod_status(&pod(status)), expected);
         }

@@ -84,7 +84,12 @@ impl Core {
         self.catalog.stored(name).ok_or_else(ApiError::no_such_path)
     }
 
-    pub(crate) async fn get(&self, resource: &Resource, namespace: Option<&str>, name: &str) -> Result<Arc<Object>, ApiError> {
+    pub(crate) async fn get(
+        &self,
+        resource: &Resource,
+        namespace: Option<&str>,
+        name: &str,
+    ) -> Result<Arc<Object>, ApiError> {
         let key = key(resource, namespace, name);
         self.store.get(&key).await?.ok_or_else(|| ApiError::not_found(&resource.qualified(), name))
     }
@@ -120,7 +125,12 @@ impl Core {
 
     /// Admits a change and runs its commit; tells admission how it ended. Both fronts run changes in tasks of their own,
     /// because a future dropped between the two would leave a reservation behind.
-    async fn admitted<F, T>(&self, request: AdmissionRequest<'_>, value: &mut Value, commit: impl FnOnce(Value) -> F) -> Result<T, ApiError>
+    async fn admitted<F, T>(
+        &self,
+        request: AdmissionRequest<'_>,
+        value: &mut Value,
+        commit: impl FnOnce(Value) -> F,
+    ) -> Result<T, ApiError>
     where
         F: Future<Output = Result<T, ApiError>>,
     {
@@ -176,7 +186,11 @@ pub(crate) fn rfc3339(time: jiff::Timestamp) -> String {
 
 /// Refuses an object with faults.
 fn refuse(resource: &Resource, value: &Value, faults: &[Fault]) -> Result<(), ApiError> {
-    if faults.is_empty() { Ok(()) } else { Err(ApiError::invalid(&resource.kind, metadata_text(value, "name"), faults)) }
+    if faults.is_empty() {
+        Ok(())
+    } else {
+        Err(ApiError::invalid(&resource.kind, metadata_text(value, "name"), faults))
+    }
 }
 
 /// The words of an operation for admission.

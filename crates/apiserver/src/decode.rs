@@ -99,9 +99,10 @@ fn scalar_fault(kind: &Type, value: &Value) -> Option<&'static str> {
             (!fits).then_some("a whole number of 32 bits")
         }
         (Type::Integer { .. }, Value::Number(number)) => (!number.is_i64()).then_some("a whole number of 64 bits"),
-        (Type::Time, Value::String(text)) => {
-            text.parse::<jiff::Timestamp>().is_err().then_some("a time as RFC 3339 has it, such as 2026-01-31T12:00:00Z")
-        }
+        (Type::Time, Value::String(text)) => text
+            .parse::<jiff::Timestamp>()
+            .is_err()
+            .then_some("a time as RFC 3339 has it, such as 2026-01-31T12:00:00Z"),
         (Type::Bytes, Value::String(text)) => (!is_base64(text)).then_some("base64"),
         (Type::Object(_) | Type::Map(_), _) => Some("an object"),
         (Type::List(_), _) => Some("a list"),

@@ -207,11 +207,8 @@ impl From<StoreError> for ApiError {
             ),
             StoreError::Gone { .. } => Self::expired(format!("too old resource version: {error}")),
             StoreError::Future { .. } => {
-                let mut timeout = Self::new(
-                    StatusCode::GATEWAY_TIMEOUT,
-                    "Timeout",
-                    format!("Too large resource version: {error}"),
-                );
+                let mut timeout =
+                    Self::new(StatusCode::GATEWAY_TIMEOUT, "Timeout", format!("Too large resource version: {error}"));
                 timeout.details = Some(json!({
                     "causes": [{"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}],
                     "retryAfterSeconds": 1,

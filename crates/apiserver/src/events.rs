@@ -74,7 +74,13 @@ impl EventRecord {
     /// The same event has the same name, so that it is found again and counted.
     fn object_name(&self) -> String {
         let mut hasher = blake3::Hasher::new();
-        for part in [&self.uid, &self.reason, &self.message, &self.component, self.field_path.as_ref().unwrap_or(&String::new())] {
+        for part in [
+            &self.uid,
+            &self.reason,
+            &self.message,
+            &self.component,
+            self.field_path.as_ref().unwrap_or(&String::new()),
+        ] {
             hasher.update(part.as_bytes());
             hasher.update(&[0]);
         }
@@ -158,8 +164,47 @@ impl Core {
 
 /// When an event last happened, in seconds since 1970.
 fn last_seen(event: &Value) -> i64 {
-    [&event["series"]["lastObservedTime"], &event["lastTimestamp"], &event["eventTime"], &event["metadata"]["creationTimestamp"]]
-        .into_iter()
-        .find_map(|time| time.as_str()?.parse::<jiff::Timestamp>().ok())
-        .map_or(0, jiff::Timestamp::as_second)
+    [
+        &event["series"]["lastObservedTime"],
+        &event["lastTimestamp"],
+        &event["eventTime"],
+        &event["metadata"]["creationTimestamp"],
+    ]
+    .into_iter()
+    .find_map(|time| time.as_str()?.parse::<jiff::Timestamp>().ok())
+    .map_or(0, jiff::Timestamp::as_second)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::admission::AdmitAll;
+    use crate::handle::ApiHandle;
+
+    #[tokio::test]
+    async fn the_same_event_is_counted_and_an_old_one_forgotten() -> Result<(), Box<dyn std::error::Error>> {
+        let directory = tempfile::tempdir()?;
+        let store = sampan_store::Store::open(&directory.path().join("store.db"))?;
+        let api = ApiHandle::new(store, Arc::new(AdmitAll))?;
+        crate::housekeeping::first_namespaces(&api).await?;
+        let node = json!({"kind": "Node", "metadata": {"name": "n", "uid": "u"}});
+        let event = EventRecord::about(&node, "test", "Full", "the disk is full").warning();
+        for _ in 0..3 {
+            api.record_event(&event).await?;
+        }
+        api.record_event(&EventRecord { message: "the disk is fuller".to_owned(), ..event.clone() }).await?;
+        let (events, _) = api.list("events", Some("default")).await?;
+        let mut counts: Vec<_> = events.iter().map(|one| one.value["count"].as_i64()).collect();
+        counts.sort();
+        assert_eq!(counts, [Some(1), Some(3)]);
+        assert_eq!(api.core.sweep_events().await?, 0);
+        let old = events.iter().find(|one| one.value["count"] == 3).ok_or("no event")?;
+        let patch = crate::patch::Patch::Merge(json!({"lastTimestamp": "2020-01-01T00:00:00Z"}));
+        api.patch("events", Some("default"), &old.key.name, &patch).await?;
+        assert_eq!(api.core.sweep_events().await?, 1);
+        assert_eq!(api.list("events", None).await?.0.len(), 1);
+        Ok(())
+    }
 }

@@ -36,7 +36,9 @@ impl Fuzzer {
     pub fn patch(&self, bytes: &[u8]) {
         let Some(pods) = self.0.stored("pods") else { return };
         let Ok((target, patch)) = serde_json::from_slice::<(Value, Value)>(bytes) else { return };
-        for patch in [crate::Patch::Merge(patch.clone()), crate::Patch::StrategicMerge(patch.clone()), crate::Patch::Json(patch)] {
+        for patch in
+            [crate::Patch::Merge(patch.clone()), crate::Patch::StrategicMerge(patch.clone()), crate::Patch::Json(patch)]
+        {
             drop(patch.apply(&self.0.schemas, pods.object_type, &target));
         }
     }
@@ -58,8 +60,26 @@ mod tests {
     /// Documents whose keys are those of pods, so that they get past the first check.
     fn podlike() -> impl Strategy<Value = Value> {
         let key = prop::sample::select(vec![
-            "metadata", "spec", "status", "containers", "name", "image", "resources", "limits", "requests", "ports", "containerPort", "volumes",
-            "volumeMounts", "labels", "env", "tolerations", "initContainers", "$patch", "$setElementOrder/containers", "hostNetwork",
+            "metadata",
+            "spec",
+            "status",
+            "containers",
+            "name",
+            "image",
+            "resources",
+            "limits",
+            "requests",
+            "ports",
+            "containerPort",
+            "volumes",
+            "volumeMounts",
+            "labels",
+            "env",
+            "tolerations",
+            "initContainers",
+            "$patch",
+            "$setElementOrder/containers",
+            "hostNetwork",
         ]);
         let leaf = prop_oneof![
             Just(Value::Null),
@@ -70,8 +90,9 @@ mod tests {
         leaf.prop_recursive(6, 48, 6, move |inner| {
             prop_oneof![
                 prop::collection::vec(inner.clone(), 0..4).prop_map(Value::Array),
-                prop::collection::vec((key.clone(), inner), 0..6)
-                    .prop_map(|pairs| Value::Object(pairs.into_iter().map(|(key, value)| (key.to_owned(), value)).collect())),
+                prop::collection::vec((key.clone(), inner), 0..6).prop_map(|pairs| Value::Object(
+                    pairs.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+                )),
             ]
         })
     }

@@ -43,7 +43,12 @@ impl ApiHandle {
     ///
     /// # Errors
     /// `AlreadyExists`, `Invalid`, `NotFound` for a missing namespace, or what admission says.
-    pub async fn create(&self, resource: &str, namespace: Option<&str>, object: Value) -> Result<Arc<Object>, ApiError> {
+    pub async fn create(
+        &self,
+        resource: &str,
+        namespace: Option<&str>,
+        object: Value,
+    ) -> Result<Arc<Object>, ApiError> {
         let (core, resource, namespace) = (Arc::clone(&self.core), resource.to_owned(), namespace.map(str::to_owned));
         to_the_end(async move {
             let resource = core.resource(&resource)?;
@@ -82,7 +87,13 @@ impl ApiHandle {
     ///
     /// # Errors
     /// `NotFound`, `Conflict`, `Invalid`, or what admission says.
-    pub async fn update(&self, resource: &str, namespace: Option<&str>, name: &str, object: Value) -> Result<Arc<Object>, ApiError> {
+    pub async fn update(
+        &self,
+        resource: &str,
+        namespace: Option<&str>,
+        name: &str,
+        object: Value,
+    ) -> Result<Arc<Object>, ApiError> {
         self.replace(resource, Part::Main, namespace, name, object).await
     }
 
@@ -90,7 +101,13 @@ impl ApiHandle {
     ///
     /// # Errors
     /// As [`ApiHandle::update`].
-    pub async fn update_status(&self, resource: &str, namespace: Option<&str>, name: &str, object: Value) -> Result<Arc<Object>, ApiError> {
+    pub async fn update_status(
+        &self,
+        resource: &str,
+        namespace: Option<&str>,
+        name: &str,
+        object: Value,
+    ) -> Result<Arc<Object>, ApiError> {
         self.replace(resource, Part::Status, namespace, name, object).await
     }
 
@@ -98,7 +115,13 @@ impl ApiHandle {
     ///
     /// # Errors
     /// As [`ApiHandle::update`].
-    pub async fn patch(&self, resource: &str, namespace: Option<&str>, name: &str, patch: &Patch) -> Result<Arc<Object>, ApiError> {
+    pub async fn patch(
+        &self,
+        resource: &str,
+        namespace: Option<&str>,
+        name: &str,
+        patch: &Patch,
+    ) -> Result<Arc<Object>, ApiError> {
         self.apply(resource, Part::Main, namespace, name, patch).await
     }
 
@@ -107,7 +130,13 @@ impl ApiHandle {
     ///
     /// # Errors
     /// As [`ApiHandle::update`]. Put `metadata.uid` into the patch so that it cannot hit a younger object of that name.
-    pub async fn patch_status(&self, resource: &str, namespace: Option<&str>, name: &str, patch: Value) -> Result<Arc<Object>, ApiError> {
+    pub async fn patch_status(
+        &self,
+        resource: &str,
+        namespace: Option<&str>,
+        name: &str,
+        patch: Value,
+    ) -> Result<Arc<Object>, ApiError> {
         self.apply(resource, Part::Status, namespace, name, &Patch::Merge(patch)).await
     }
 
@@ -115,7 +144,13 @@ impl ApiHandle {
     ///
     /// # Errors
     /// `NotFound`, `Conflict` when a precondition does not hold.
-    pub async fn delete(&self, resource: &str, namespace: Option<&str>, name: &str, options: &DeleteOptions) -> Result<Arc<Object>, ApiError> {
+    pub async fn delete(
+        &self,
+        resource: &str,
+        namespace: Option<&str>,
+        name: &str,
+        options: &DeleteOptions,
+    ) -> Result<Arc<Object>, ApiError> {
         let (core, resource, namespace) = (Arc::clone(&self.core), resource.to_owned(), namespace.map(str::to_owned));
         let (name, options) = (name.to_owned(), options.clone());
         to_the_end(async move {
@@ -131,7 +166,8 @@ impl ApiHandle {
     /// # Errors
     /// `NotFound`; `Conflict` when it is bound already or being deleted.
     pub async fn bind(&self, namespace: &str, pod: &str, node: &str) -> Result<Arc<Object>, ApiError> {
-        let (core, namespace, pod, node) = (Arc::clone(&self.core), namespace.to_owned(), pod.to_owned(), node.to_owned());
+        let (core, namespace, pod, node) =
+            (Arc::clone(&self.core), namespace.to_owned(), pod.to_owned(), node.to_owned());
         to_the_end(async move { core.bind(&namespace, &pod, &node, "", &STRICT).await }).await
     }
 
@@ -149,13 +185,28 @@ impl ApiHandle {
         &self.core.store
     }
 
-    async fn replace(&self, resource: &str, part: Part, namespace: Option<&str>, name: &str, object: Value) -> Result<Arc<Object>, ApiError> {
+    async fn replace(
+        &self,
+        resource: &str,
+        part: Part,
+        namespace: Option<&str>,
+        name: &str,
+        object: Value,
+    ) -> Result<Arc<Object>, ApiError> {
         self.modify(resource, part, namespace, name, move |_, _, _| Ok(object.clone())).await
     }
 
-    async fn apply(&self, resource: &str, part: Part, namespace: Option<&str>, name: &str, patch: &Patch) -> Result<Arc<Object>, ApiError> {
+    async fn apply(
+        &self,
+        resource: &str,
+        part: Part,
+        namespace: Option<&str>,
+        name: &str,
+        patch: &Patch,
+    ) -> Result<Arc<Object>, ApiError> {
         let patch = patch.clone();
-        self.modify(resource, part, namespace, name, move |schemas, id, current| patch.apply(schemas, id, current)).await
+        self.modify(resource, part, namespace, name, move |schemas, id, current| patch.apply(schemas, id, current))
+            .await
     }
 
     async fn modify(
@@ -178,7 +229,9 @@ impl ApiHandle {
 }
 
 /// Runs a change in a task of its own: whoever asked may be dropped, but admission must hear how it ended.
-async fn to_the_end<T: Send + 'static>(change: impl Future<Output = Result<T, ApiError>> + Send + 'static) -> Result<T, ApiError> {
+async fn to_the_end<T: Send + 'static>(
+    change: impl Future<Output = Result<T, ApiError>> + Send + 'static,
+) -> Result<T, ApiError> {
     let task = tokio::spawn(change);
     task.await.unwrap_or_else(|error| Err(ApiError::internal(format!("the change ended unexpectedly: {error}"))))
 }

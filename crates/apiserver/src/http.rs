@@ -79,7 +79,11 @@ impl Front {
         respond::error(&ApiError::unauthorized(), Format::of_errors(request.headers()))
     }
 
-    async fn dispatch(self: Arc<Self>, request: Request<Incoming>, labels: &mut RequestLabels) -> Result<Response<Body>, ApiError> {
+    async fn dispatch(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+        labels: &mut RequestLabels,
+    ) -> Result<Response<Body>, ApiError> {
         let query = Query::parse(request.uri().query().unwrap_or_default());
         let path = request.uri().path().to_owned();
         let api = self.api.clone();
@@ -98,9 +102,16 @@ impl Front {
         }
     }
 
-    async fn resource(self: Arc<Self>, request: Request<Incoming>, target: &Target<'_>, query: &Query) -> Result<Response<Body>, ApiError> {
+    async fn resource(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+        target: &Target<'_>,
+        query: &Query,
+    ) -> Result<Response<Body>, ApiError> {
         match (target.subresource.as_deref(), request.method()) {
-            (Some("exec" | "attach"), &Method::GET | &Method::POST) => return self.stream(request, target, query).await,
+            (Some("exec" | "attach"), &Method::GET | &Method::POST) => {
+                return self.stream(request, target, query).await;
+            }
             (Some("log"), &Method::GET) => return self.log(target, query).await,
             (Some("proxy"), _) => return self.proxy(request, target).await,
             (None, &Method::GET) if target.name.is_none() && query.flag("watch")? => {

@@ -54,6 +54,6 @@ pub use events::EventRecord;
 pub use handle::ApiHandle;
 pub use link::{AttachOptions, ExecOptions, LogOptions, LogStream, NodeLink, NodeLinkError, PodRef};
 pub use patch::Patch;
-pub use server::{ApiServer, Running, ServerConfig, StartError, TlsConfig};
 pub use sampan_store::{Change, Key, Object, Store, StoreError, Watch, WatchEvent};
 pub use sampan_streaming::{RemoteExit, RemoteStreams, TerminalSize};
+pub use server::{ApiServer, Running, ServerConfig, StartError, TlsConfig};

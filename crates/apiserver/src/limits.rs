@@ -5,6 +5,9 @@ use std::time::Duration;
 /// Bytes of one request body that becomes an object or a patch. The real server's limit.
 pub const REQUEST_BYTES_MAX: usize = 3 << 20;
 
+/// Bytes of a body that is too large that are read all the same, to the end if it comes before.
+pub const REQUEST_BYTES_DISCARDED: usize = 16 << 20;
+
 /// Levels of nesting in a body; published types have fewer than 20.
 pub const NESTING_MAX: usize = 100;
 
@@ -87,5 +90,6 @@ pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long certificates are valid. They never leave the machine, and are renewed with every start of the service.
 pub const CERTIFICATE_YEARS: i16 = 10;
 
+const _: () = assert!(REQUEST_BYTES_MAX < REQUEST_BYTES_DISCARDED);
 const _: () = assert!(DNS_LABEL_MAX < DNS_SUBDOMAIN_MAX);
 const _: () = assert!(CONFIG_BYTES_MAX < REQUEST_BYTES_MAX);

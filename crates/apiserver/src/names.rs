@@ -29,12 +29,12 @@ pub(crate) fn format_fault(format: Format, text: &str) -> Option<String> {
         }
         Format::EnvName => {
             let good = !text.is_empty() && text.bytes().all(|byte| (b' '..=b'~').contains(&byte) && byte != b'=');
-            (!good).then_some("a valid environment variable name must consist only of printable ASCII characters other than '='")
+            (!good).then_some(
+                "a valid environment variable name must consist only of printable ASCII characters other than '='",
+            )
         }
-        Format::Ip => {
-            (!text.is_empty() && text.parse::<std::net::IpAddr>().is_err())
-                .then_some("must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)")
-        }
+        Format::Ip => (!text.is_empty() && text.parse::<std::net::IpAddr>().is_err())
+            .then_some("must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)"),
         Format::InnerPath => {
             if text.starts_with('/') {
                 Some("must be a relative path")
@@ -145,12 +145,16 @@ mod tests {
 
     #[test]
     fn names_have_their_forms() {
-        for (text, good) in [("a", true), ("a-b.c9", true), ("", false), ("A", false), ("a..b", false), ("-a", false), ("a_b", false)] {
+        for (text, good) in
+            [("a", true), ("a-b.c9", true), ("", false), ("A", false), ("a..b", false), ("-a", false), ("a_b", false)]
+        {
             assert_eq!(dns_subdomain_fault(text).is_none(), good, "{text}");
         }
         assert!(dns_label_fault("a.b").is_some());
         assert!(dns_label_fault(&"a".repeat(64)).is_some());
-        for (text, good) in [("app", true), ("a.io/App_1", true), ("/x", false), ("a/b/c", false), ("a/", false), ("Ab", true)] {
+        for (text, good) in
+            [("app", true), ("a.io/App_1", true), ("/x", false), ("a/b/c", false), ("a/", false), ("Ab", true)]
+        {
             assert_eq!(qualified_name_fault(text).is_none(), good, "{text}");
         }
         for (text, good) in [("", true), ("v1.2_x", true), ("-x", false), ("a b", false)] {

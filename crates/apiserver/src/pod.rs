@@ -66,7 +66,9 @@ pub(crate) fn validate(pod: &Value, faults: &mut Vec<Fault>) {
             faults.push(Fault::forbidden(format!("spec.volumes[{index}]"), why));
         }
     }
-    if pod["spec"]["dnsPolicy"] == "None" && pod["spec"]["dnsConfig"]["nameservers"].as_array().is_none_or(Vec::is_empty) {
+    if pod["spec"]["dnsPolicy"] == "None"
+        && pod["spec"]["dnsConfig"]["nameservers"].as_array().is_none_or(Vec::is_empty)
+    {
         let why = "must provide at least one DNS nameserver when `dnsPolicy` is None";
         faults.push(Fault::required("spec.dnsConfig.nameservers", why));
     }

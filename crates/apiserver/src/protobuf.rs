@@ -160,7 +160,9 @@ impl Messages {
             (Code::Boolean, Wire::Number(number)) => Value::Bool(*number != 0),
             // Negative numbers are ten bytes long, sign-extended, whatever their size.
             (Code::Small | Code::Large, Wire::Number(number)) => Value::from(number.cast_signed()),
-            (Code::Double, Wire::Fixed(bits)) => serde_json::Number::from_f64(f64::from_bits(*bits)).map_or(Value::Null, Value::Number),
+            (Code::Double, Wire::Fixed(bits)) => {
+                serde_json::Number::from_f64(f64::from_bits(*bits)).map_or(Value::Null, Value::Number)
+            }
             (Code::Message(kind), Wire::Bytes(bytes)) => self.message(kind, bytes, depth + 1)?,
             _ => return Err("a field has another wire type than it should"),
         })
@@ -181,7 +183,13 @@ impl Messages {
         Ok(items)
     }
 
-    fn entry(&self, field: &FieldCode, wire: &Wire<'_>, object: &mut Map<String, Value>, depth: usize) -> Result<(), Fault> {
+    fn entry(
+        &self,
+        field: &FieldCode,
+        wire: &Wire<'_>,
+        object: &mut Map<String, Value>,
+        depth: usize,
+    ) -> Result<(), Fault> {
         let Wire::Bytes(bytes) = wire else { return Err("a map's entry is no message") };
         let mut key = String::new();
         let mut value = match field.code {
@@ -250,7 +258,9 @@ fn time(bytes: &[u8], micro: bool) -> Result<Value, Fault> {
     while let Some((number, wire)) = reader.next()? {
         match (number, wire) {
             (1, Wire::Number(value)) => seconds = value.cast_signed(),
-            (2, Wire::Number(value)) => nanos = i32::try_from(value.cast_signed()).map_err(|_large| "a time is out of range")?,
+            (2, Wire::Number(value)) => {
+                nanos = i32::try_from(value.cast_signed()).map_err(|_large| "a time is out of range")?
+            }
             _ => {}
         }
     }
@@ -333,7 +343,11 @@ mod tests {
         let container = [field(1, b"main"), field(2, b"image"), field(6, &port), field(14, b"")].concat();
         let volume = [field(1, b"v"), field(2, &field(1, &field(1, b"/path")))].concat();
         let spec = [field(1, &volume), field(2, &container), vec![0x20, 0]].concat();
-        let pod = [field(1, &[field(1, b"a"), field(8, b""), field(11, &[field(1, b"k"), field(2, b"v")].concat())].concat()), field(2, &spec)].concat();
+        let pod = [
+            field(1, &[field(1, b"a"), field(8, b""), field(11, &[field(1, b"k"), field(2, b"v")].concat())].concat()),
+            field(2, &spec),
+        ]
+        .concat();
         let types = [field(1, b"v1"), field(2, b"Pod")].concat();
         let body = [MAGIC.to_vec(), field(1, &types), field(2, &pod), field(3, b""), field(4, b"")].concat();
         let decoded = messages().decode("io.k8s.api.core.v1.Pod", &body).expect("a pod");

@@ -232,7 +232,15 @@ mod tests {
         ] {
             assert_eq!(check(labels, fields), Ok(expected), "{labels} {fields}");
         }
-        for (labels, fields) in [("a b", ""), ("a in", ""), ("a in (b", ""), ("=x", ""), ("a=b c", ""), ("", "spec.color=x"), ("", "metadata.name")] {
+        for (labels, fields) in [
+            ("a b", ""),
+            ("a in", ""),
+            ("a in (b", ""),
+            ("=x", ""),
+            ("a=b c", ""),
+            ("", "spec.color=x"),
+            ("", "metadata.name"),
+        ] {
             assert_eq!(check(labels, fields).map_err(|error| error.status.as_u16()), Err(400), "{labels} {fields}");
         }
     }

@@ -31,7 +31,8 @@ use crate::error::ApiError;
 use crate::handle::ApiHandle;
 use crate::http::Front;
 use crate::limits::{
-    ACCEPT_PAUSE, CONNECTION_STREAMS_MAX, CONNECTIONS_MAX, HANDSHAKE_DEADLINE, HEAD_BYTES_MAX, IDLE_DEADLINE, SHUTDOWN_GRACE,
+    ACCEPT_PAUSE, CONNECTION_STREAMS_MAX, CONNECTIONS_MAX, HANDSHAKE_DEADLINE, HEAD_BYTES_MAX, IDLE_DEADLINE,
+    SHUTDOWN_GRACE,
 };
 use crate::link::NodeLink;
 use crate::server::tls::Authenticator;
@@ -116,7 +117,12 @@ impl ApiServer {
     ///
     /// # Errors
     /// [`StartError`]; nothing listens then.
-    pub async fn start(config: ServerConfig, store: Store, node: Arc<dyn NodeLink>, admission: Arc<dyn Admission>) -> Result<Running, StartError> {
+    pub async fn start(
+        config: ServerConfig,
+        store: Store,
+        node: Arc<dyn NodeLink>,
+        admission: Arc<dyn Admission>,
+    ) -> Result<Running, StartError> {
         Self::serve(config, ApiHandle::new(store, admission)?, node).await
     }
 
@@ -132,7 +138,8 @@ impl ApiServer {
             Some(tls) => {
                 let listener = TcpListener::bind(tls.address).await;
                 let listener = listener.map_err(|source| StartError::Address { address: tls.address, source })?;
-                let address = listener.local_addr().map_err(|source| StartError::Address { address: tls.address, source })?;
+                let address =
+                    listener.local_addr().map_err(|source| StartError::Address { address: tls.address, source })?;
                 Some((listener, address, Authenticator::prepare(tls, address)?))
             }
         };
@@ -256,7 +263,10 @@ impl Server {
     }
 
     /// The next connection once there is room for it. None when the server stops; the inner None when accepting failed.
-    async fn next<T>(&self, accept: impl Future<Output = std::io::Result<T>>) -> Option<(tokio::sync::OwnedSemaphorePermit, Option<T>)> {
+    async fn next<T>(
+        &self,
+        accept: impl Future<Output = std::io::Result<T>>,
+    ) -> Option<(tokio::sync::OwnedSemaphorePermit, Option<T>)> {
         let room = async {
             let permit = Arc::clone(&self.connections).acquire_owned().await.ok()?;
             match accept.await {
@@ -284,11 +294,21 @@ impl Server {
         let service = service_fn(move |request: Request<Incoming>| {
             let front = Arc::clone(&front);
             let allowed = token.as_ref().is_none_or(|token| token.admits(request.uri().path(), request.headers()));
-            async move { Ok::<Response<Body>, Infallible>(if allowed { front.answer(request).await } else { Front::refuse(&request) }) }
+            async move {
+                Ok::<Response<Body>, Infallible>(if allowed {
+                    front.answer(request).await
+                } else {
+                    Front::refuse(&request)
+                })
+            }
         });
         let mut builder = auto::Builder::new(TokioExecutor::new());
         builder.http1().timer(TokioTimer::new()).header_read_timeout(IDLE_DEADLINE).half_close(false);
-        builder.http2().timer(TokioTimer::new()).max_concurrent_streams(CONNECTION_STREAMS_MAX).max_header_list_size(HEAD_BYTES_MAX);
+        builder
+            .http2()
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(CONNECTION_STREAMS_MAX)
+            .max_header_list_size(HEAD_BYTES_MAX);
         let connection = builder.serve_connection_with_upgrades(TokioIo::new(connection), service);
         tokio::pin!(connection);
         let result = tokio::select! {

@@ -52,7 +52,9 @@ fn walk(schemas: &Schemas, id: TypeId, value: &Value, path: Path<'_>, faults: &m
                         check(field, value, path, faults);
                         walk(schemas, field.value, value, path, faults);
                     }
-                    None if field.required || field.rule.non_empty => faults.push(Fault::required(path.to_string(), "")),
+                    None if field.required || field.rule.non_empty => {
+                        faults.push(Fault::required(path.to_string(), ""))
+                    }
                     None => {}
                 }
             }
@@ -103,12 +105,20 @@ fn check(field: &Field, value: &Value, path: Path<'_>, faults: &mut Vec<Fault>) 
         if let Some(minimum) = rule.minimum
             && number < minimum
         {
-            faults.push(Fault::invalid(path.to_string(), value, format_args!("must be greater than or equal to {minimum}")));
+            faults.push(Fault::invalid(
+                path.to_string(),
+                value,
+                format_args!("must be greater than or equal to {minimum}"),
+            ));
         }
         if let Some(maximum) = rule.maximum
             && number > maximum
         {
-            faults.push(Fault::invalid(path.to_string(), value, format_args!("must be less than or equal to {maximum}")));
+            faults.push(Fault::invalid(
+                path.to_string(),
+                value,
+                format_args!("must be less than or equal to {maximum}"),
+            ));
         }
     }
     if let (Some(format), Some(text)) = (rule.format, value.as_str())

@@ -5,12 +5,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
-use serde_json::Value;
 
 use crate::error::StoreError;
-use crate::limits::REVISIONS_SKIPPED_AFTER_BOOT;
-use crate::memory::Contents;
-use crate::object::{Change, Key, Object, WatchEvent, stamp};
+use crate::limits::{REVISIONS_SKIPPED_AFTER_BOOT, WAL_BYTES_KEPT};
+use crate::memory::{Contents, Remembered};
+use crate::object::{Change, Key, Object};
 
 const FORMAT: i64 = 1;
 
@@ -49,7 +48,8 @@ fn prepare(connection: &Connection) -> Result<(), rusqlite::Error> {
     connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
     connection.pragma_update(None, "synchronous", "NORMAL")?;
-    connection.pragma_update(None, "wal_autocheckpoint", 4000)?;
+    connection.pragma_update(None, "wal_autocheckpoint", 2000)?;
+    connection.pragma_update(None, "journal_size_limit", WAL_BYTES_KEPT)?;
     connection.set_prepared_statement_cache_capacity(32);
     Ok(())
 }
@@ -96,16 +96,15 @@ fn read_all(connection: &Connection, path: &Path) -> Result<Contents, StoreError
     let compacted: i64 = fact(connection, "compacted").map_err(fail)?.unwrap_or(0);
     let mut contents = Contents::new(current_revision(connection).map_err(fail)?, from_sql(compacted));
 
-    let mut select = connection
-        .prepare("SELECT revision, resource, namespace, name, cluster, value FROM objects")
-        .map_err(fail)?;
+    let mut select =
+        connection.prepare("SELECT revision, resource, namespace, name, cluster, value FROM objects").map_err(fail)?;
     let mut rows = select.query([]).map_err(fail)?;
     while let Some(row) = rows.next().map_err(fail)? {
-        let (object, _) = read_object(row, 0).map_err(fail)??;
-        contents.place(object);
+        let (key, revision, bytes) = read_row(row, 0).map_err(fail)?;
+        contents.place(Arc::new(Object::parse(key, revision, &bytes)?));
     }
 
-    let mut previous: HashMap<Key, Arc<Object>> = HashMap::new();
+    let mut newest: HashMap<Key, u64> = HashMap::new();
     let mut select = connection
         .prepare("SELECT kind, revision, resource, namespace, name, cluster, value FROM history ORDER BY revision")
         .map_err(fail)?;
@@ -116,35 +115,22 @@ fn read_all(connection: &Connection, path: &Path) -> Result<Contents, StoreError
             1 => Change::Modified,
             _ => Change::Deleted,
         };
-        let (object, bytes) = read_object(row, 1).map_err(fail)??;
-        let before = match kind {
-            Change::Deleted => previous.remove(&object.key),
-            _ => previous.insert(object.key.clone(), Arc::clone(&object)),
+        let (key, revision, bytes) = read_row(row, 1).map_err(fail)?;
+        let previous = match kind {
+            Change::Deleted => newest.remove(&key),
+            _ => newest.insert(key.clone(), revision),
         };
-        contents.remember(Arc::new(WatchEvent { kind, object, previous: before }), bytes);
+        contents.remember(Remembered { kind, key, revision, previous, bytes, parsed: None });
     }
     Ok(contents)
 }
 
-type ReadObject = Result<(Arc<Object>, usize), StoreError>;
-
-fn read_object(row: &rusqlite::Row<'_>, first: usize) -> Result<ReadObject, rusqlite::Error> {
+fn read_row(row: &rusqlite::Row<'_>, first: usize) -> Result<(Key, u64, Arc<[u8]>), rusqlite::Error> {
     let namespace: String = row.get(first + 2)?;
     let cluster: bool = row.get(first + 4)?;
-    let key = Key {
-        resource: row.get(first + 1)?,
-        namespace: (!cluster).then_some(namespace),
-        name: row.get(first + 3)?,
-    };
-    let revision = from_sql(row.get(first)?);
-    let bytes = row.get_ref(first + 5)?.as_blob()?;
-    Ok(match serde_json::from_slice::<Value>(bytes) {
-        Err(source) => Err(StoreError::Damaged { key, source }),
-        Ok(mut value) => {
-            stamp(&mut value, revision);
-            Ok((Arc::new(Object { key, revision, value }), bytes.len()))
-        }
-    })
+    let key =
+        Key { resource: row.get(first + 1)?, namespace: (!cluster).then_some(namespace), name: row.get(first + 3)? };
+    Ok((key, from_sql(row.get(first)?), Arc::from(row.get_ref(first + 5)?.as_blob()?)))
 }
 
 /// Writes one change into an open transaction. `bytes` is the value without its revision.

@@ -3,8 +3,14 @@
 /// Events kept for watches that resume. A busy node makes about ten events a pod, so this is 800 pods' worth.
 pub const HISTORY_EVENTS_MAX: usize = 8192;
 
-/// Encoded bytes of values kept in the history.
-pub const HISTORY_BYTES_MAX: usize = 64 << 20;
+/// Encoded bytes of values kept in the history, and in memory. A pod has 2 to 4 KiB.
+pub const HISTORY_BYTES_MAX: usize = 16 << 20;
+
+/// Events that stay parsed for watches that keep up. Parsed, a pod takes 23 KiB (measured).
+pub const HISTORY_PARSED_EVENTS: usize = 256;
+
+/// Bytes of the write-ahead log's file that stay after a checkpoint.
+pub const WAL_BYTES_KEPT: i64 = 8 << 20;
 
 /// Rows beyond the limit that may wait before one DELETE removes them together.
 pub const HISTORY_SLACK_EVENTS: usize = 256;
@@ -25,5 +31,6 @@ pub const WATCH_BATCH_EVENTS: usize = 64;
 pub const REVISIONS_SKIPPED_AFTER_BOOT: u64 = 1_000_000;
 
 const _: () = assert!(HISTORY_SLACK_EVENTS < HISTORY_EVENTS_MAX);
+const _: () = assert!(HISTORY_PARSED_EVENTS <= HISTORY_EVENTS_MAX);
 const _: () = assert!(BATCH_CHANGES_MAX <= WRITE_QUEUE_MAX);
 const _: () = assert!(OBJECT_BYTES_MAX < HISTORY_BYTES_MAX, "one object must fit into the history");

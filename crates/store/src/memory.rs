@@ -7,15 +7,49 @@ use std::ops::Bound;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::error::StoreError;
+use crate::limits::HISTORY_PARSED_EVENTS;
 use crate::object::{Change, Key, Object, WatchEvent};
 
 /// Objects of one resource by (namespace, name); cluster-scoped ones have the namespace "".
 type Table = BTreeMap<(String, String), Arc<Object>>;
 
-/// One remembered change with its encoded size.
+/// One remembered change. The newest ones keep their parsed form, which is ten times the size of the encoded one.
 pub(crate) struct Remembered {
-    pub(crate) event: Arc<WatchEvent>,
-    pub(crate) bytes: usize,
+    pub(crate) kind: Change,
+    pub(crate) key: Key,
+    pub(crate) revision: u64,
+    /// The revision of the object before the change.
+    pub(crate) previous: Option<u64>,
+    /// The value without its revision.
+    pub(crate) bytes: Arc<[u8]>,
+    pub(crate) parsed: Option<Arc<WatchEvent>>,
+}
+
+/// A change as taken from the history; old ones are parsed by whoever wants them, without holding the lock.
+pub(crate) enum Taken {
+    Parsed(Arc<WatchEvent>),
+    Encoded { kind: Change, key: Key, revision: u64, bytes: Arc<[u8]>, previous: Option<(u64, Arc<[u8]>)> },
+}
+
+impl Taken {
+    pub(crate) fn revision(&self) -> u64 {
+        match self {
+            Self::Parsed(event) => event.object.revision,
+            Self::Encoded { revision, .. } => *revision,
+        }
+    }
+
+    pub(crate) fn parse(self) -> Result<Arc<WatchEvent>, StoreError> {
+        match self {
+            Self::Parsed(event) => Ok(event),
+            Self::Encoded { kind, key, revision, bytes, previous } => {
+                let previous =
+                    previous.map(|(revision, bytes)| Object::parse(key.clone(), revision, &bytes)).transpose()?;
+                let object = Arc::new(Object::parse(key, revision, &bytes)?);
+                Ok(Arc::new(WatchEvent { kind, object, previous: previous.map(Arc::new) }))
+            }
+        }
+    }
 }
 
 /// Objects and history at one revision.
@@ -58,13 +92,18 @@ impl Contents {
     }
 
     /// Remembers a change without applying it, as found in the database at open.
-    pub(crate) fn remember(&mut self, event: Arc<WatchEvent>, bytes: usize) {
-        self.history_bytes += bytes;
-        self.history.push_back(Remembered { event, bytes });
+    pub(crate) fn remember(&mut self, remembered: Remembered) {
+        self.history_bytes += remembered.bytes.len();
+        self.history.push_back(remembered);
+        if let Some(older) =
+            self.history.len().checked_sub(HISTORY_PARSED_EVENTS + 1).and_then(|at| self.history.get_mut(at))
+        {
+            older.parsed = None;
+        }
     }
 
     /// Applies a committed change.
-    pub(crate) fn apply(&mut self, event: Arc<WatchEvent>, bytes: usize) {
+    pub(crate) fn apply(&mut self, event: Arc<WatchEvent>, bytes: Arc<[u8]>) {
         self.revision = event.object.revision;
         match event.kind {
             Change::Added | Change::Modified => self.place(Arc::clone(&event.object)),
@@ -76,7 +115,14 @@ impl Contents {
                 }
             }
         }
-        self.remember(event, bytes);
+        self.remember(Remembered {
+            kind: event.kind,
+            key: event.object.key.clone(),
+            revision: event.object.revision,
+            previous: event.previous.as_ref().map(|previous| previous.revision),
+            bytes,
+            parsed: Some(event),
+        });
     }
 
     /// The revision up to which the history should be forgotten to obey the limits, if it must be.
@@ -89,8 +135,8 @@ impl Contents {
                 break;
             }
             events -= 1;
-            bytes -= remembered.bytes;
-            last = Some(remembered.event.object.revision);
+            bytes -= remembered.bytes.len();
+            last = Some(remembered.revision);
         }
         last
     }
@@ -98,9 +144,9 @@ impl Contents {
     /// Forgets changes up to and including `revision`.
     pub(crate) fn compact(&mut self, revision: u64) {
         while let Some(first) = self.history.front()
-            && first.event.object.revision <= revision
+            && first.revision <= revision
         {
-            self.history_bytes -= first.bytes;
+            self.history_bytes -= first.bytes.len();
             self.history.pop_front();
         }
         self.compacted = self.compacted.max(revision);
@@ -112,21 +158,39 @@ impl Contents {
         revision: u64,
         limit: usize,
         wanted: impl Fn(&Key) -> bool,
-    ) -> Result<(Vec<Arc<WatchEvent>>, u64), StoreError> {
+    ) -> Result<(Vec<Taken>, u64), StoreError> {
         if revision < self.compacted {
             return Err(StoreError::Gone { asked: revision, oldest: self.compacted });
         }
-        let start = self.history.partition_point(|remembered| remembered.event.object.revision <= revision);
+        let start = self.history.partition_point(|remembered| remembered.revision <= revision);
         let mut events = Vec::new();
         for remembered in self.history.range(start..) {
-            if wanted(&remembered.event.object.key) {
-                events.push(Arc::clone(&remembered.event));
+            if wanted(&remembered.key) {
+                events.push(self.take(remembered));
                 if events.len() == limit {
-                    return Ok((events, remembered.event.object.revision));
+                    return Ok((events, remembered.revision));
                 }
             }
         }
         Ok((events, self.revision.max(revision)))
+    }
+
+    fn take(&self, remembered: &Remembered) -> Taken {
+        if let Some(event) = &remembered.parsed {
+            return Taken::Parsed(Arc::clone(event));
+        }
+        let bytes_at = |revision: u64| {
+            let at = self.history.partition_point(|one| one.revision < revision);
+            let found = self.history.get(at).filter(|one| one.revision == revision)?;
+            Some((revision, Arc::clone(&found.bytes)))
+        };
+        Taken::Encoded {
+            kind: remembered.kind,
+            key: remembered.key.clone(),
+            revision: remembered.revision,
+            bytes: Arc::clone(&remembered.bytes),
+            previous: remembered.previous.and_then(bytes_at),
+        }
     }
 }
 

@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+use crate::error::StoreError;
+
 /// Names one object. `resource` is the plural, with its group before it where it has one: `pods`, `apps/deployments`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Key {
@@ -48,6 +50,19 @@ pub struct Object {
     pub value: Value,
 }
 
+impl Object {
+    /// From the stored form.
+    pub(crate) fn parse(key: Key, revision: u64, bytes: &[u8]) -> Result<Self, StoreError> {
+        match serde_json::from_slice(bytes) {
+            Err(source) => Err(StoreError::Damaged { key, source }),
+            Ok(mut value) => {
+                stamp(&mut value, revision);
+                Ok(Self { key, revision, value })
+            }
+        }
+    }
+}
+
 /// What a change did to an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Change {
@@ -66,8 +81,7 @@ pub struct WatchEvent {
     pub kind: Change,
     /// The object after the change (before it, for a removal).
     pub object: Arc<Object>,
-    /// The object before the change. None for additions, and for the first change of an object that
-    /// a reopened store has kept in its history.
+    /// The object before the change. None for additions, and where the history no longer holds it.
     pub previous: Option<Arc<Object>>,
 }
 

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 
 use crate::error::StoreError;
 use crate::limits::WATCH_BATCH_EVENTS;
-use crate::memory::Memory;
+use crate::memory::{Memory, Taken};
 use crate::object::{Key, WatchEvent};
 
 /// Changes of one resource in order, none left out. Costs nothing while nothing happens.
@@ -19,7 +19,7 @@ pub struct Watch {
     namespace: Option<String>,
     /// Everything up to here has been taken from the history.
     position: u64,
-    taken: VecDeque<Arc<WatchEvent>>,
+    taken: VecDeque<Taken>,
 }
 
 impl Watch {
@@ -58,7 +58,7 @@ impl Watch {
     /// The next change if there is one now.
     ///
     /// # Errors
-    /// [`StoreError::Gone`].
+    /// [`StoreError::Gone`]; [`StoreError::Damaged`] for a record that cannot be read back.
     pub fn try_next(&mut self) -> Result<Option<Arc<WatchEvent>>, StoreError> {
         if self.taken.is_empty() {
             // Seen before the look at the history: a commit in between is noticed again, never missed.
@@ -70,14 +70,14 @@ impl Watch {
             self.taken.extend(events);
             self.position = position;
         }
-        Ok(self.taken.pop_front())
+        self.taken.pop_front().map(Taken::parse).transpose()
     }
 
     /// A revision up to which this watcher has been given everything; what a bookmark may carry.
     #[must_use]
     pub fn progress(&self) -> u64 {
         match self.taken.front() {
-            Some(event) => event.object.revision.saturating_sub(1),
+            Some(event) => event.revision().saturating_sub(1),
             None => self.position,
         }
     }

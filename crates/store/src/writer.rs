@@ -114,7 +114,7 @@ impl Writer {
             let mut contents = self.memory.write();
             for change in accepted {
                 answers.push((change.answer, Arc::clone(&change.event.object)));
-                contents.apply(change.event, change.bytes.len());
+                contents.apply(change.event, change.bytes.into());
             }
             self.revision.send_replace(contents.revision);
             let slack = HISTORY_SLACK_EVENTS.min(self.options.history_events_max);
@@ -144,7 +144,12 @@ impl Writer {
 }
 
 /// Checks an order against what is stored and makes the event that it will be.
-fn decide(memory: &Memory, overlay: &Overlay, order: Order, revision: u64) -> Result<(WatchEvent, Vec<u8>), StoreError> {
+fn decide(
+    memory: &Memory,
+    overlay: &Overlay,
+    order: Order,
+    revision: u64,
+) -> Result<(WatchEvent, Vec<u8>), StoreError> {
     let current = |key: &Key| match overlay.get(key) {
         Some(known) => known.clone(),
         None => memory.read().get(key).cloned(),

@@ -93,7 +93,9 @@ async fn what_was_answered_survives_a_kill() {
     let mut committed = Vec::new();
     for line in lines.map_while(Result::ok) {
         let mut words = line.split_once("committed ").map_or("", |(_, rest)| rest).split(' ');
-        if let (Some(Ok(number)), Some(Ok(revision))) = (words.next().map(str::parse::<u64>), words.next().map(str::parse::<u64>)) {
+        if let (Some(Ok(number)), Some(Ok(revision))) =
+            (words.next().map(str::parse::<u64>), words.next().map(str::parse::<u64>))
+        {
             committed.push((number, revision));
         }
         if committed.len() == 500 {

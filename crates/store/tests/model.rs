@@ -7,7 +7,9 @@ use proptest::prelude::*;
 use sampan_store::{Change, Key, Store, StoreError, StoreOptions};
 use serde_json::{Value, json};
 
-const HISTORY: usize = 12;
+const HISTORY: usize = 300;
+/// Above the parsed part of the history, so that both forms are met.
+const STEPS: std::ops::Range<usize> = 1..400;
 
 #[derive(Debug, Clone)]
 enum Step {
@@ -25,7 +27,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (0..6_u8, any::<u8>(), any::<Option<bool>>()).prop_map(|(name, value, expected)| Step::Update(name, value, expected)),
         3 => (0..6_u8, any::<Option<bool>>()).prop_map(|(name, expected)| Step::Delete(name, expected)),
         1 => proptest::collection::vec((0..6_u8, any::<u8>()), 1..8).prop_map(Step::Several),
-        1 => Just(Step::Reopen),
+        1 => (0..10_u8).prop_map(|chance| if chance == 0 { Step::Reopen } else { Step::Several(vec![(chance % 6, chance)]) }),
     ]
 }
 
@@ -115,8 +117,10 @@ async fn apply(store: &Store, model: &mut Model, step: &Step) {
 async fn compare(store: &Store, model: &Model) {
     let (objects, revision) = store.list("pods", None).await.expect("a list");
     assert_eq!(revision, model.revision);
-    let found: Vec<_> = objects.iter().map(|one| (one.key.name.clone(), one.revision, one.value["value"].clone())).collect();
-    let expected: Vec<_> = model.objects.iter().map(|(name, (revision, value))| (name.clone(), *revision, json!(value))).collect();
+    let found: Vec<_> =
+        objects.iter().map(|one| (one.key.name.clone(), one.revision, one.value["value"].clone())).collect();
+    let expected: Vec<_> =
+        model.objects.iter().map(|(name, (revision, value))| (name.clone(), *revision, json!(value))).collect();
     assert_eq!(found, expected);
     for one in &objects {
         assert_eq!(one.value["metadata"]["resourceVersion"], one.revision.to_string());
@@ -124,7 +128,8 @@ async fn compare(store: &Store, model: &Model) {
     let (in_b, _) = store.list("pods", Some("b")).await.expect("a list");
     assert_eq!(in_b.len(), model.objects.keys().filter(|name| name.as_str() >= "n3").count());
 
-    for after in 1..=model.revision {
+    let stride = usize::try_from(model.revision / 12).expect("small").max(1);
+    for after in (1..=model.revision).step_by(stride) {
         let expected: Vec<_> = model.events.iter().filter(|(revision, ..)| *revision > after).cloned().collect();
         match store.watch("pods", None, after) {
             Err(StoreError::Gone { .. }) => assert!(expected.len() > HISTORY, "history went too early"),
@@ -132,6 +137,18 @@ async fn compare(store: &Store, model: &Model) {
             Ok(mut watch) => {
                 let mut seen = Vec::new();
                 while let Some(event) = watch.try_next().expect("an event") {
+                    let before = model.events.iter().rev().find(|(revision, _, name)| {
+                        *revision < event.object.revision && *name == event.object.key.name
+                    });
+                    match (&event.previous, event.kind, before) {
+                        (None, Change::Added, _) => {}
+                        (None, _, before) => assert!(
+                            before.is_none_or(|(revision, ..)| store.watch("pods", None, revision - 1).is_err())
+                        ),
+                        (Some(previous), _, before) => {
+                            assert_eq!(Some(previous.revision), before.map(|(revision, ..)| *revision))
+                        }
+                    }
                     seen.push((event.object.revision, event.kind, event.object.key.name.clone()));
                 }
                 assert_eq!(seen, expected);
@@ -143,9 +160,9 @@ async fn compare(store: &Store, model: &Model) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
     #[test]
-    fn the_store_is_its_model(steps in proptest::collection::vec(step(), 1..60)) {
+    fn the_store_is_its_model(steps in proptest::collection::vec(step(), STEPS)) {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("store.db");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");

@@ -91,8 +91,8 @@ impl Handshake {
         let key = key.ok_or(HandshakeError::BadWebSocket)?;
         let offered: Vec<&str> = tokens(headers, &SUBPROTOCOL).collect();
         let subprotocol = SUBPROTOCOLS.into_iter().find(|known| offered.contains(known));
-        let subprotocol =
-            subprotocol.ok_or_else(|| HandshakeError::NoSubprotocol { offered: offered.join(", ").chars().take(128).collect() })?;
+        let subprotocol = subprotocol
+            .ok_or_else(|| HandshakeError::NoSubprotocol { offered: offered.join(", ").chars().take(128).collect() })?;
         Ok(Self(Agreed::WebSocket { accept: derive_accept_key(key.as_bytes()), subprotocol }))
     }
 

@@ -67,7 +67,13 @@ where
 {
     let (read, write) = tokio::io::split(connection);
     let (outgoing, queue) = mpsc::channel(QUEUE_MAX);
-    let mut reader = Reader { connection: read, buffer: BytesMut::new(), inflater: Inflater::new(), opened: Opened::default(), outgoing };
+    let mut reader = Reader {
+        connection: read,
+        buffer: BytesMut::new(),
+        inflater: Inflater::new(),
+        opened: Opened::default(),
+        outgoing,
+    };
     let mut wanted = vec![Role::Error];
     wanted.extend(streams.stdin.is_some().then_some(Role::Stdin));
     wanted.extend(streams.stdout.is_some().then_some(Role::Stdout));
@@ -174,7 +180,10 @@ impl<C: AsyncRead + AsyncWrite> Reader<C> {
         match frame {
             Frame::OpenStream { stream, headers } => {
                 let headers = self.inflater.headers(&headers)?;
-                let kind = headers.iter().find(|(name, _)| name.eq_ignore_ascii_case("streamtype")).map(|(_, value)| value.as_str());
+                let kind = headers
+                    .iter()
+                    .find(|(name, _)| name.eq_ignore_ascii_case("streamtype"))
+                    .map(|(_, value)| value.as_str());
                 let role = match kind {
                     Some("error") => Some(Role::Error),
                     Some("stdin") => Some(Role::Stdin),
@@ -249,7 +258,10 @@ fn last_size(buffer: &mut BytesMut) -> Option<Input> {
     size.map(Input::Resize)
 }
 
-async fn write_all<C: AsyncRead + AsyncWrite>(mut connection: WriteHalf<C>, mut queue: mpsc::Receiver<Outgoing>) -> io::Result<()> {
+async fn write_all<C: AsyncRead + AsyncWrite>(
+    mut connection: WriteHalf<C>,
+    mut queue: mpsc::Receiver<Outgoing>,
+) -> io::Result<()> {
     let mut deflater = Deflater::new()?;
     while let Some(outgoing) = queue.recv().await {
         let frame = match outgoing {

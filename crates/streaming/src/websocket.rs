@@ -50,7 +50,10 @@ where
 }
 
 /// Takes messages until the client is gone.
-async fn read<C: AsyncRead + AsyncWrite + Unpin>(mut stream: SplitStream<WebSocketStream<C>>, inputs: mpsc::Sender<Input>) {
+async fn read<C: AsyncRead + AsyncWrite + Unpin>(
+    mut stream: SplitStream<WebSocketStream<C>>,
+    inputs: mpsc::Sender<Input>,
+) {
     while let Some(Ok(message)) = stream.next().await {
         let input = match message {
             Message::Binary(bytes) => parse(&bytes),

@@ -10,7 +10,14 @@ use crate::error::ApiError;
 
 impl Core {
     /// Sets the node of a pod that has none yet.
-    pub(crate) async fn bind(&self, namespace: &str, name: &str, node: &str, uid: &str, options: &WriteOptions) -> Result<Arc<Object>, ApiError> {
+    pub(crate) async fn bind(
+        &self,
+        namespace: &str,
+        name: &str,
+        node: &str,
+        uid: &str,
+        options: &WriteOptions,
+    ) -> Result<Arc<Object>, ApiError> {
         let pods = self.resource("pods")?;
         let current = self.get(pods, Some(namespace), name).await?;
         if !uid.is_empty() && uid != metadata_text(&current.value, "uid") {
@@ -20,10 +27,18 @@ impl Core {
             return Err(ApiError::bad_request("target.name: the name of a node is required"));
         }
         if current.value["metadata"].get("deletionTimestamp").is_some() {
-            return Err(ApiError::conflict("pods/binding", name, format!("pod {name} is being deleted, cannot be assigned to a host")));
+            return Err(ApiError::conflict(
+                "pods/binding",
+                name,
+                format!("pod {name} is being deleted, cannot be assigned to a host"),
+            ));
         }
         if let Some(bound) = current.value["spec"]["nodeName"].as_str().filter(|bound| !bound.is_empty()) {
-            return Err(ApiError::conflict("pods/binding", name, format!("pod {name} is already assigned to node {bound:?}")));
+            return Err(ApiError::conflict(
+                "pods/binding",
+                name,
+                format!("pod {name} is already assigned to node {bound:?}"),
+            ));
         }
         let mut value = current.value.clone();
         value["spec"]["nodeName"] = json!(node);

@@ -86,7 +86,12 @@ impl Core {
     }
 
     /// The object's namespace is the request's, exists, and is not on its way out.
-    async fn settle_namespace(&self, resource: &Resource, namespace: Option<&str>, value: &mut Value) -> Result<(), ApiError> {
+    async fn settle_namespace(
+        &self,
+        resource: &Resource,
+        namespace: Option<&str>,
+        value: &mut Value,
+    ) -> Result<(), ApiError> {
         let Some(namespace) = namespace.filter(|_| resource.namespaced) else {
             if let Some(metadata) = value.get_mut("metadata").and_then(Value::as_object_mut) {
                 metadata.shift_remove("namespace");
@@ -110,7 +115,8 @@ impl Core {
 }
 
 fn set_server_fields(resource: &Resource, value: &mut Value) -> Result<(), ApiError> {
-    let uid = sampan_kit::id::uuid().map_err(|error| ApiError::internal(format!("no random bytes for a uid: {error}")))?;
+    let uid =
+        sampan_kit::id::uuid().map_err(|error| ApiError::internal(format!("no random bytes for a uid: {error}")))?;
     let metadata = &mut value["metadata"];
     if let Some(metadata) = metadata.as_object_mut() {
         for field in SERVER_METADATA {
@@ -139,7 +145,8 @@ fn set_server_fields(resource: &Resource, value: &mut Value) -> Result<(), ApiEr
 fn generate_name(prefix: &str) -> Result<String, ApiError> {
     const LETTERS: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
     const PREFIX_MAX: usize = 58;
-    let random = sampan_kit::id::short().map_err(|error| ApiError::internal(format!("no random bytes for a name: {error}")))?;
+    let random =
+        sampan_kit::id::short().map_err(|error| ApiError::internal(format!("no random bytes for a name: {error}")))?;
     let mut bits = u64::from_str_radix(&random, 16).unwrap_or_default();
     let mut name: String = prefix.chars().take(PREFIX_MAX).collect();
     for _ in 0..5 {

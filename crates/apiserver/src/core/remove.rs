@@ -5,7 +5,7 @@ use std::sync::Arc;
 use sampan_store::{Object, StoreError};
 use serde_json::{Value, json};
 
-use super::{Core, WriteOptions, key, metadata_text, rfc3339, request};
+use super::{Core, WriteOptions, key, metadata_text, request, rfc3339};
 use crate::admission::Operation;
 use crate::error::ApiError;
 use crate::limits::CONFLICT_RETRIES_MAX;
@@ -118,10 +118,9 @@ impl Core {
 }
 
 fn check(resource: &Resource, value: &Value, preconditions: &Preconditions) -> Result<(), ApiError> {
-    for (wanted, field, what) in [
-        (&preconditions.uid, "uid", "UID"),
-        (&preconditions.resource_version, "resourceVersion", "ResourceVersion"),
-    ] {
+    for (wanted, field, what) in
+        [(&preconditions.uid, "uid", "UID"), (&preconditions.resource_version, "resourceVersion", "ResourceVersion")]
+    {
         let found = metadata_text(value, field);
         if let Some(wanted) = wanted
             && wanted != found

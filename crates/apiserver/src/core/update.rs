@@ -23,8 +23,16 @@ pub(crate) enum Part {
 }
 
 /// Only the server sets these: an update keeps what is stored.
-const KEPT_METADATA: [&str; 8] =
-    ["name", "namespace", "uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "generation", "generateName"];
+const KEPT_METADATA: [&str; 8] = [
+    "name",
+    "namespace",
+    "uid",
+    "creationTimestamp",
+    "deletionTimestamp",
+    "deletionGracePeriodSeconds",
+    "generation",
+    "generateName",
+];
 
 impl Core {
     /// Stores what `change` makes of the current object. A lost race is run again, unless the new object names a

@@ -35,20 +35,24 @@ pub(crate) fn answer(catalog: &Catalog, wanted: &Discovery, headers: &HeaderMap)
             document["apiVersion"] = json!("v1");
             document
         }
-        Discovery::Version(group, version) => resource_list(catalog, group, version).ok_or_else(ApiError::no_such_path)?,
+        Discovery::Version(group, version) => {
+            resource_list(catalog, group, version).ok_or_else(ApiError::no_such_path)?
+        }
     };
     respond::document(StatusCode::OK, Format::Json, false, &document)
 }
 
 /// Named groups, without core.
 fn groups(catalog: &Catalog) -> Vec<&str> {
-    let mut groups: Vec<&str> = catalog.resources.iter().map(|one| one.group.as_str()).filter(|group| !group.is_empty()).collect();
+    let mut groups: Vec<&str> =
+        catalog.resources.iter().map(|one| one.group.as_str()).filter(|group| !group.is_empty()).collect();
     groups.dedup();
     groups
 }
 
 fn versions<'a>(catalog: &'a Catalog, group: &str) -> Vec<&'a str> {
-    let mut versions: Vec<&str> = catalog.resources.iter().filter(|one| one.group == group).map(|one| one.version.as_str()).collect();
+    let mut versions: Vec<&str> =
+        catalog.resources.iter().filter(|one| one.group == group).map(|one| one.version.as_str()).collect();
     versions.dedup();
     versions
 }
@@ -89,8 +93,9 @@ fn resource_list(catalog: &Catalog, group: &str, version: &str) -> Option<Value>
         }
     }
     let group_version = if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") };
-    (!list.is_empty())
-        .then(|| json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": group_version, "resources": list}))
+    (!list.is_empty()).then(
+        || json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": group_version, "resources": list}),
+    )
 }
 
 /// `v2` (kubectl 1.30 and later) or `v2beta1` (1.26), if the client asks for all in one document first.

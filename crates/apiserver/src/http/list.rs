@@ -57,7 +57,12 @@ fn place(key: &Key) -> (String, String) {
 
 impl Front {
     /// GET of an object, its status, or a list.
-    pub(crate) async fn read(&self, target: &Target<'_>, query: &Query, headers: &HeaderMap) -> Result<Response<Body>, ApiError> {
+    pub(crate) async fn read(
+        &self,
+        target: &Target<'_>,
+        query: &Query,
+        headers: &HeaderMap,
+    ) -> Result<Response<Body>, ApiError> {
         let wanted = negotiate(headers)?;
         let pretty = query.flag("pretty")?;
         if let Some(name) = &target.name {
@@ -89,7 +94,8 @@ impl Front {
     async fn select(&self, target: &Target<'_>, query: &Query) -> Result<(Vec<Arc<Object>>, Value), ApiError> {
         let selector = Selector::parse(target.resource, query.text("labelSelector"), query.text("fieldSelector"))?;
         let store = &self.api.core.store;
-        let (mut objects, mut revision) = store.list(&target.resource.store_name(), target.namespace.as_deref()).await?;
+        let (mut objects, mut revision) =
+            store.list(&target.resource.store_name(), target.namespace.as_deref()).await?;
         check_version(query, revision)?;
         objects.retain(|object| selector.matches(&object.value));
         if !query.text("continue").is_empty() {
@@ -120,14 +126,15 @@ fn check_version(query: &Query, current: u64) -> Result<(), ApiError> {
     if text.is_empty() {
         return Ok(());
     }
-    let asked: u64 = text
-        .parse()
-        .map_err(|error| ApiError::bad_request(format!("invalid resource version {text:?}: {error}")))?;
+    let asked: u64 =
+        text.parse().map_err(|error| ApiError::bad_request(format!("invalid resource version {text:?}: {error}")))?;
     if asked > current {
         return Err(sampan_store::StoreError::Future { asked, current }.into());
     }
     if exact && asked != current {
-        return Err(ApiError::expired(format!("The provided resource version {asked} is too old: only the current {current} is served")));
+        return Err(ApiError::expired(format!(
+            "The provided resource version {asked} is too old: only the current {current} is served"
+        )));
     }
     Ok(())
 }

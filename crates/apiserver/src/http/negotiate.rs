@@ -77,7 +77,9 @@ pub(crate) fn negotiate(headers: &HeaderMap) -> Result<(Format, Shape), ApiError
         let shape = match offer.parameter("as") {
             "" => Shape::Object,
             "Table" if offer.parameter("g") == "meta.k8s.io" => Shape::Table,
-            "PartialObjectMetadata" | "PartialObjectMetadataList" if offer.parameter("g") == "meta.k8s.io" => Shape::Metadata,
+            "PartialObjectMetadata" | "PartialObjectMetadataList" if offer.parameter("g") == "meta.k8s.io" => {
+                Shape::Metadata
+            }
             _ => continue,
         };
         return Ok((format, shape));

@@ -1,9 +1,9 @@
 //! Changes over HTTP: create, update, patch, delete.
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::header::CONTENT_TYPE;
 use http::{Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt, Limited};
+use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use serde_json::{Value, json};
 
@@ -15,7 +15,7 @@ use crate::http::negotiate::{Format, Shape, negotiate};
 use crate::http::query::Query;
 use crate::http::respond;
 use crate::http::route::Target;
-use crate::limits::{NESTING_MAX, REQUEST_BYTES_MAX};
+use crate::limits::{NESTING_MAX, REQUEST_BYTES_DISCARDED, REQUEST_BYTES_MAX};
 use crate::patch::Patch;
 use crate::resources::Resource;
 use crate::selector::Selector;
@@ -35,17 +35,17 @@ struct Change {
 }
 
 /// Reads the request and carries it out to its end, even if the client hangs up.
-pub(crate) async fn change(api: &ApiHandle, target: &Target<'_>, query: &Query, request: Request<Incoming>) -> Result<Response<Body>, ApiError> {
+pub(crate) async fn change(
+    api: &ApiHandle,
+    target: &Target<'_>,
+    query: &Query,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, ApiError> {
     let wanted = negotiate(request.headers())?;
-    let media = request.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
+    let media =
+        request.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
     let method = request.method().clone();
-    let body = Limited::new(request.into_body(), REQUEST_BYTES_MAX).collect().await.map_err(|error| {
-        if error.is::<http_body_util::LengthLimitError>() {
-            let why = format!("Request entity too large: limit is {REQUEST_BYTES_MAX}");
-            return ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "RequestEntityTooLarge", why);
-        }
-        ApiError::bad_request(format!("cannot read the request's body: {error}"))
-    })?;
+    let body = read_body(request.into_body()).await?;
     let change = Change {
         api: api.clone(),
         resource: target.resource.store_name(),
@@ -54,12 +54,33 @@ pub(crate) async fn change(api: &ApiHandle, target: &Target<'_>, query: &Query, 
         subresource: target.subresource.clone(),
         method,
         query: query.clone(),
-        body: body.to_bytes(),
+        body,
         media,
         wanted,
     };
     let task = tokio::spawn(async move { change.carry_out().await });
     task.await.unwrap_or_else(|error| Err(ApiError::internal(format!("the request ended unexpectedly: {error}"))))
+}
+
+/// A whole body. Of one that is too large some more is read and thrown away, so that its sender lives to see why.
+async fn read_body(mut body: Incoming) -> Result<Bytes, ApiError> {
+    let mut kept = BytesMut::new();
+    let mut length = 0;
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| ApiError::bad_request(format!("cannot read the request's body: {error}")))?;
+        let Ok(data) = frame.into_data() else { continue };
+        length += data.len();
+        if length <= REQUEST_BYTES_MAX {
+            kept.extend_from_slice(&data);
+        } else if length > REQUEST_BYTES_DISCARDED {
+            break;
+        }
+    }
+    if length <= REQUEST_BYTES_MAX {
+        return Ok(kept.freeze());
+    }
+    let why = format!("Request entity too large: limit is {REQUEST_BYTES_MAX}");
+    Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "RequestEntityTooLarge", why))
 }
 
 impl Change {
@@ -169,8 +190,10 @@ impl Change {
         if resource.kind == "Pod" || matches!(removal, Removal::Marked(_)) {
             return respond::object(resource, StatusCode::OK, self.wanted, false, value);
         }
-        let details = json!({"name": metadata_text(value, "name"), "kind": resource.plural, "uid": metadata_text(value, "uid")});
-        let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details});
+        let details =
+            json!({"name": metadata_text(value, "name"), "kind": resource.plural, "uid": metadata_text(value, "uid")});
+        let status =
+            json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details});
         respond::document(StatusCode::OK, self.wanted.0, false, &status)
     }
 
@@ -178,10 +201,14 @@ impl Change {
     fn object(&self, schema: &str) -> Result<Value, ApiError> {
         let value = match self.media.split(';').next().unwrap_or_default().trim() {
             "application/yaml" | "application/x-yaml" | "text/yaml" => yaml_value(&self.body)?,
-            "" | "application/json" | "*/*" | "text/plain" | "application/x-www-form-urlencoded" => json_value(&self.body)?,
+            "" | "application/json" | "*/*" | "text/plain" | "application/x-www-form-urlencoded" => {
+                json_value(&self.body)?
+            }
             "application/vnd.kubernetes.protobuf" => {
                 let decoded = self.api.core.catalog.messages.decode(schema, &self.body);
-                decoded.map_err(|why| ApiError::bad_request(format!("the body of the request is not protobuf of a {schema}: {why}")))?
+                decoded.map_err(|why| {
+                    ApiError::bad_request(format!("the body of the request is not protobuf of a {schema}: {why}"))
+                })?
             }
             other => {
                 return Err(ApiError::unsupported_media_type(format!(
@@ -189,7 +216,11 @@ impl Change {
                 )));
             }
         };
-        if value.is_object() { Ok(value) } else { Err(ApiError::bad_request("the body of the request is not an object")) }
+        if value.is_object() {
+            Ok(value)
+        } else {
+            Err(ApiError::bad_request("the body of the request is not an object"))
+        }
     }
 
     fn write_options(&self) -> Result<WriteOptions, ApiError> {
@@ -197,14 +228,22 @@ impl Change {
             "" | "Warn" => FieldValidation::Warn,
             "Ignore" => FieldValidation::Ignore,
             "Strict" => FieldValidation::Strict,
-            other => return Err(ApiError::bad_request(format!("fieldValidation: {other:?} is none of Ignore, Warn, Strict"))),
+            other => {
+                return Err(ApiError::bad_request(format!(
+                    "fieldValidation: {other:?} is none of Ignore, Warn, Strict"
+                )));
+            }
         };
         Ok(WriteOptions { dry_run: dry_run(&self.query.all("dryRun"))?, validation })
     }
 
     /// From the query and the body, which clients use as they please.
     fn delete_options(&self) -> Result<DeleteOptions, ApiError> {
-        let body = if self.body.is_empty() { Value::Null } else { self.object("io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions")? };
+        let body = if self.body.is_empty() {
+            Value::Null
+        } else {
+            self.object("io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions")?
+        };
         let mut runs = self.query.all("dryRun");
         runs.extend(body["dryRun"].as_array().into_iter().flatten().filter_map(|run| run.as_str().map(str::to_owned)));
         let grace = match &body["gracePeriodSeconds"] {
@@ -214,14 +253,17 @@ impl Change {
             })?),
         };
         let precondition = |field: &str| body["preconditions"][field].as_str().map(str::to_owned);
-        let preconditions = Preconditions { uid: precondition("uid"), resource_version: precondition("resourceVersion") };
+        let preconditions =
+            Preconditions { uid: precondition("uid"), resource_version: precondition("resourceVersion") };
         Ok(DeleteOptions { grace_seconds: grace, preconditions, dry_run: dry_run(&runs)? })
     }
 }
 
 fn dry_run(values: &[String]) -> Result<bool, ApiError> {
     match values.iter().find(|value| !value.is_empty() && *value != "All") {
-        Some(other) => Err(ApiError::bad_request(format!("dryRun: Unsupported value: {other:?}: supported values: \"All\""))),
+        Some(other) => {
+            Err(ApiError::bad_request(format!("dryRun: Unsupported value: {other:?}: supported values: \"All\"")))
+        }
         None => Ok(values.iter().any(|value| value == "All")),
     }
 }
@@ -234,7 +276,8 @@ fn json_value(body: &[u8]) -> Result<Value, ApiError> {
 }
 
 fn yaml_value(body: &[u8]) -> Result<Value, ApiError> {
-    let text = std::str::from_utf8(body).map_err(|error| ApiError::bad_request(format!("the body is not UTF-8: {error}")))?;
+    let text =
+        std::str::from_utf8(body).map_err(|error| ApiError::bad_request(format!("the body is not UTF-8: {error}")))?;
     let value = serde_saphyr::from_str(text).map_err(|error| {
         let line = error.to_string().lines().next().unwrap_or_default().to_owned();
         ApiError::bad_request(format!("the body of the request is not YAML: {line}"))

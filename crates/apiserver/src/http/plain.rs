@@ -16,7 +16,12 @@ use crate::http::respond;
 const KUBERNETES_VERSION: &str = "v1.34.4";
 
 impl Front {
-    pub(crate) async fn plain(&self, path: &str, _query: &Query, request: &Request<Incoming>) -> Result<Response<Body>, ApiError> {
+    pub(crate) async fn plain(
+        &self,
+        path: &str,
+        _query: &Query,
+        request: &Request<Incoming>,
+    ) -> Result<Response<Body>, ApiError> {
         if request.method() != Method::GET && request.method() != Method::HEAD {
             let why = "the server does not allow this method on the requested resource";
             return Err(ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", why));
@@ -30,7 +35,11 @@ impl Front {
             "/version" => respond::document(StatusCode::OK, Format::Json, true, &version()),
             "/metrics" => {
                 let text = self.metrics.encode(&self.api.core.store)?;
-                Ok(respond::with_type(StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", text))
+                Ok(respond::with_type(
+                    StatusCode::OK,
+                    "application/openmetrics-text; version=1.0.0; charset=utf-8",
+                    text,
+                ))
             }
             "/openapi/v3" => {
                 let hash = blake3::hash(OPENAPI_CORE).to_hex();

@@ -52,7 +52,9 @@ impl Query {
 
 /// Undoes percent-encoding; what is not valid UTF-8 afterwards is replaced.
 pub(crate) fn decode(text: &str, plus_is_space: bool) -> String {
-    let digit = |byte: Option<&u8>| byte.and_then(|byte| char::from(*byte).to_digit(16)).and_then(|digit| u8::try_from(digit).ok());
+    let digit = |byte: Option<&u8>| {
+        byte.and_then(|byte| char::from(*byte).to_digit(16)).and_then(|digit| u8::try_from(digit).ok())
+    };
     let bytes = text.as_bytes();
     let mut decoded = Vec::with_capacity(bytes.len());
     let mut at = 0;

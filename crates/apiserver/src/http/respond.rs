@@ -12,16 +12,22 @@ use crate::http::table;
 use crate::resources::Resource;
 
 /// An answer of any serializable document.
-pub(crate) fn document(status: StatusCode, format: Format, pretty: bool, document: &impl Serialize) -> Result<Response<Body>, ApiError> {
+pub(crate) fn document(
+    status: StatusCode,
+    format: Format,
+    pretty: bool,
+    document: &impl Serialize,
+) -> Result<Response<Body>, ApiError> {
     let failed = |error: String| ApiError::internal(format!("cannot encode the answer: {error}"));
     let (media, mut bytes) = match format {
         Format::Json if pretty => {
             ("application/json", serde_json::to_vec_pretty(document).map_err(|error| failed(error.to_string()))?)
         }
         Format::Json => ("application/json", serde_json::to_vec(document).map_err(|error| failed(error.to_string()))?),
-        Format::Yaml => {
-            ("application/yaml", serde_saphyr::to_string(document).map_err(|error| failed(error.to_string()))?.into_bytes())
-        }
+        Format::Yaml => (
+            "application/yaml",
+            serde_saphyr::to_string(document).map_err(|error| failed(error.to_string()))?.into_bytes(),
+        ),
     };
     if bytes.last() != Some(&b'\n') {
         bytes.push(b'\n');
@@ -51,7 +57,13 @@ pub(crate) fn object(
         Shape::Table => {
             let version = value["metadata"]["resourceVersion"].clone();
             let rows = [value];
-            let list = table::table(resource, json!({"resourceVersion": version}), rows.into_iter(), table::Include::Metadata, true);
+            let list = table::table(
+                resource,
+                json!({"resourceVersion": version}),
+                rows.into_iter(),
+                table::Include::Metadata,
+                true,
+            );
             document(status, format, pretty, &list)
         }
     }

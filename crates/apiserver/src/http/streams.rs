@@ -27,7 +27,10 @@ impl Front {
         let pod = self.bound_pod(target).await?;
         let since_time = match query.text("sinceTime") {
             "" => None,
-            text => Some(text.parse().map_err(|error| ApiError::bad_request(format!("sinceTime: {text:?} is not a time: {error}")))?),
+            text => Some(
+                text.parse()
+                    .map_err(|error| ApiError::bad_request(format!("sinceTime: {text:?} is not a time: {error}")))?,
+            ),
         };
         let options = LogOptions {
             container: container(&pod.value, query)?,
@@ -41,7 +44,8 @@ impl Front {
             stream: Some(query.text("stream").to_owned()).filter(|stream| !stream.is_empty()),
         };
         let permit = Arc::clone(&self.streams).try_acquire_owned();
-        let permit = permit.map_err(|_all_taken| ApiError::too_many_requests("too many streams are open, try again later"))?;
+        let permit =
+            permit.map_err(|_all_taken| ApiError::too_many_requests("too many streams are open, try again later"))?;
         let stream = self.node.logs(&pod_ref(&pod.value), options).await?;
         let frames = stream.map_err(|error| -> BodyError { error.into() }).map_ok(move |bytes| {
             // Held as long as the stream lives.
@@ -56,12 +60,19 @@ impl Front {
     }
 
     /// `pods/exec` and `pods/attach`: what is wrong is told before the connection changes protocols.
-    pub(crate) async fn stream(&self, mut request: Request<Incoming>, target: &Target<'_>, query: &Query) -> Result<Response<Body>, ApiError> {
+    pub(crate) async fn stream(
+        &self,
+        mut request: Request<Incoming>,
+        target: &Target<'_>,
+        query: &Query,
+    ) -> Result<Response<Body>, ApiError> {
         let permit = Arc::clone(&self.streams).try_acquire_owned();
-        let permit = permit.map_err(|_all_taken| ApiError::too_many_requests("too many streams are open, try again later"))?;
+        let permit =
+            permit.map_err(|_all_taken| ApiError::too_many_requests("too many streams are open, try again later"))?;
         let pod = self.bound_pod(target).await?;
         let container = container(&pod.value, query)?;
-        let handshake = Handshake::agree(request.headers()).map_err(|error| ApiError::bad_request(error.to_string()))?;
+        let handshake =
+            Handshake::agree(request.headers()).map_err(|error| ApiError::bad_request(error.to_string()))?;
         let upgrade = hyper::upgrade::on(&mut request);
         let streams = self.open(target, query, &pod.value, container).await?;
         let response = handshake.response();
@@ -83,8 +94,15 @@ impl Front {
         Ok(response.map(|()| empty()))
     }
 
-    async fn open(&self, target: &Target<'_>, query: &Query, pod: &Value, container: String) -> Result<RemoteStreams, ApiError> {
-        let (stdin, stdout, stderr, tty) = (query.flag("stdin")?, query.flag("stdout")?, query.flag("stderr")?, query.flag("tty")?);
+    async fn open(
+        &self,
+        target: &Target<'_>,
+        query: &Query,
+        pod: &Value,
+        container: String,
+    ) -> Result<RemoteStreams, ApiError> {
+        let (stdin, stdout, stderr, tty) =
+            (query.flag("stdin")?, query.flag("stdout")?, query.flag("stderr")?, query.flag("tty")?);
         if !(stdin || stdout || stderr) {
             return Err(ApiError::bad_request("you must specify at least 1 of stdin, stdout, stderr"));
         }
@@ -102,7 +120,11 @@ impl Front {
     }
 
     /// `nodes/NAME/proxy/…`.
-    pub(crate) async fn proxy(&self, request: Request<Incoming>, target: &Target<'_>) -> Result<Response<Body>, ApiError> {
+    pub(crate) async fn proxy(
+        &self,
+        request: Request<Incoming>,
+        target: &Target<'_>,
+    ) -> Result<Response<Body>, ApiError> {
         let name = target.name.as_deref().unwrap_or_default();
         self.api.core.get(target.resource, None, name).await?;
         let (mut parts, body) = request.into_parts();
@@ -110,7 +132,8 @@ impl Front {
             Some(query) => format!("{}?{query}", target.rest),
             None => target.rest.clone(),
         };
-        parts.uri = path.parse::<Uri>().map_err(|error| ApiError::bad_request(format!("invalid path {path:?}: {error}")))?;
+        parts.uri =
+            path.parse::<Uri>().map_err(|error| ApiError::bad_request(format!("invalid path {path:?}: {error}")))?;
         // The node trusts the server, not the server's clients: their secrets stay here.
         parts.headers.remove(http::header::AUTHORIZATION);
         let body = body.map_err(|error| -> BodyError { error.into() }).boxed_unsync();
@@ -140,7 +163,8 @@ fn container(pod: &Value, query: &Query) -> Result<String, ApiError> {
         "" => match container_names(pod).as_slice() {
             [only] => Ok((*only).to_owned()),
             all => {
-                let why = format!("a container name must be specified for pod {name}, choose one of: [{}]", all.join(" "));
+                let why =
+                    format!("a container name must be specified for pod {name}, choose one of: [{}]", all.join(" "));
                 Err(ApiError::new(StatusCode::BAD_REQUEST, "BadRequest", why))
             }
         },

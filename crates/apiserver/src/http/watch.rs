@@ -55,14 +55,20 @@ struct Beginning {
 }
 
 impl Front {
-    pub(crate) fn watch(self: Arc<Self>, target: &Target<'_>, query: &Query, headers: &HeaderMap) -> Result<Response<Body>, ApiError> {
+    pub(crate) fn watch(
+        self: Arc<Self>,
+        target: &Target<'_>,
+        query: &Query,
+        headers: &HeaderMap,
+    ) -> Result<Response<Body>, ApiError> {
         let (format, shape) = negotiate(headers)?;
         if format == Format::Yaml {
             let why = "watches are sent as application/json only";
             return Err(ApiError::new(StatusCode::NOT_ACCEPTABLE, "NotAcceptable", why));
         }
         let permit = Arc::clone(&self.watches).try_acquire_owned();
-        let permit = permit.map_err(|_all_taken| ApiError::too_many_requests("too many watches are open, try again later"))?;
+        let permit =
+            permit.map_err(|_all_taken| ApiError::too_many_requests("too many watches are open, try again later"))?;
         let selector = Selector::parse(target.resource, query.text("labelSelector"), query.text("fieldSelector"))?;
         let beginning = self.beginning(target, query)?;
         let lifetime = query.number("timeoutSeconds")?.map_or(WATCH_DEADLINE, Duration::from_secs).min(WATCH_DEADLINE);
@@ -110,7 +116,9 @@ impl Front {
         }
         let asked: u64 = match version {
             "" => 0,
-            text => text.parse().map_err(|error| ApiError::bad_request(format!("invalid resource version {text:?}: {error}")))?,
+            text => text
+                .parse()
+                .map_err(|error| ApiError::bad_request(format!("invalid resource version {text:?}: {error}")))?,
         };
         let end_mark = initial == Some(true);
         if asked != 0 && !end_mark {

@@ -21,7 +21,11 @@ pub(crate) fn apply(current: &Value, patch: &Value) -> Result<Value, ApiError> {
     for (index, operation) in operations.iter().enumerate() {
         step(&mut value, operation, &mut copied).map_err(|why| {
             let status = http::StatusCode::UNPROCESSABLE_ENTITY;
-            ApiError::new(status, "Invalid", format!("the server rejected our request: operation {index} of the JSON patch: {why}"))
+            ApiError::new(
+                status,
+                "Invalid",
+                format!("the server rejected our request: operation {index} of the JSON patch: {why}"),
+            )
         })?;
     }
     Ok(value)
@@ -124,17 +128,41 @@ mod tests {
     fn examples_of_the_rfc() {
         // RFC 6902, appendix A; None where it says that the patch fails.
         for (target, patch, expected) in [
-            (json!({"foo":"bar"}), json!([{"op":"add","path":"/baz","value":"qux"}]), Some(json!({"baz":"qux","foo":"bar"}))),
-            (json!({"foo":["bar","baz"]}), json!([{"op":"add","path":"/foo/1","value":"qux"}]), Some(json!({"foo":["bar","qux","baz"]}))),
+            (
+                json!({"foo":"bar"}),
+                json!([{"op":"add","path":"/baz","value":"qux"}]),
+                Some(json!({"baz":"qux","foo":"bar"})),
+            ),
+            (
+                json!({"foo":["bar","baz"]}),
+                json!([{"op":"add","path":"/foo/1","value":"qux"}]),
+                Some(json!({"foo":["bar","qux","baz"]})),
+            ),
             (json!({"baz":"qux","foo":"bar"}), json!([{"op":"remove","path":"/baz"}]), Some(json!({"foo":"bar"}))),
-            (json!({"foo":["bar","qux","baz"]}), json!([{"op":"remove","path":"/foo/1"}]), Some(json!({"foo":["bar","baz"]}))),
+            (
+                json!({"foo":["bar","qux","baz"]}),
+                json!([{"op":"remove","path":"/foo/1"}]),
+                Some(json!({"foo":["bar","baz"]})),
+            ),
             (json!({"baz":"qux"}), json!([{"op":"replace","path":"/baz","value":"boo"}]), Some(json!({"baz":"boo"}))),
-            (json!({"foo":{"bar":"baz","waldo":"fred"},"qux":{}}), json!([{"op":"move","from":"/foo/waldo","path":"/qux/thud"}]), Some(json!({"foo":{"bar":"baz"},"qux":{"thud":"fred"}}))),
-            (json!({"foo":["all","grass","cows","eat"]}), json!([{"op":"move","from":"/foo/1","path":"/foo/3"}]), Some(json!({"foo":["all","cows","eat","grass"]}))),
+            (
+                json!({"foo":{"bar":"baz","waldo":"fred"},"qux":{}}),
+                json!([{"op":"move","from":"/foo/waldo","path":"/qux/thud"}]),
+                Some(json!({"foo":{"bar":"baz"},"qux":{"thud":"fred"}})),
+            ),
+            (
+                json!({"foo":["all","grass","cows","eat"]}),
+                json!([{"op":"move","from":"/foo/1","path":"/foo/3"}]),
+                Some(json!({"foo":["all","cows","eat","grass"]})),
+            ),
             (json!({"baz":"qux"}), json!([{"op":"test","path":"/baz","value":"bar"}]), None),
             (json!({"foo":"bar"}), json!([{"op":"add","path":"/baz/bat","value":"qux"}]), None),
             (json!({"/":9,"~1":10}), json!([{"op":"test","path":"/~01","value":10}]), Some(json!({"/":9,"~1":10}))),
-            (json!({"foo":["bar"]}), json!([{"op":"add","path":"/foo/-","value":["abc"]}]), Some(json!({"foo":["bar",["abc"]]}))),
+            (
+                json!({"foo":["bar"]}),
+                json!([{"op":"add","path":"/foo/-","value":["abc"]}]),
+                Some(json!({"foo":["bar",["abc"]]})),
+            ),
             (json!({"foo":["bar"]}), json!([{"op":"add","path":"/foo/2","value":1}]), None),
             (json!({"foo":["bar"]}), json!([{"op":"remove","path":"/foo/00"}]), None),
         ] {

@@ -29,7 +29,12 @@ pub(crate) fn strategic_merge(schemas: &Schemas, id: TypeId, target: &mut Value,
     }
 }
 
-fn merge_object(schemas: &Schemas, id: TypeId, target: &mut Map<String, Value>, patch: &Map<String, Value>) -> Result<(), String> {
+fn merge_object(
+    schemas: &Schemas,
+    id: TypeId,
+    target: &mut Map<String, Value>,
+    patch: &Map<String, Value>,
+) -> Result<(), String> {
     match patch.get(DIRECTIVE).map(|directive| directive.as_str()) {
         None | Some(Some("merge")) => {}
         Some(Some("replace")) => {
@@ -147,9 +152,9 @@ fn merge_list(
             }
             continue;
         };
-        let wanted = item
-            .get(key)
-            .ok_or_else(|| format!("map: {} does not contain declared merge key: {key}", Value::Object(item.clone())))?;
+        let wanted = item.get(key).ok_or_else(|| {
+            format!("map: {} does not contain declared merge key: {key}", Value::Object(item.clone()))
+        })?;
         let place = current.iter().position(|one| one.get(key) == Some(wanted));
         match item.get(DIRECTIVE).map(|directive| directive.as_str()) {
             Some(Some("delete")) => current.retain(|one| one.get(key) != Some(wanted)),
@@ -206,8 +211,14 @@ fn reorder(items: &mut Vec<Value>, before: &[Value], order: &[Value], key: Optio
 }
 
 fn without_directives(patch: &Map<String, Value>) -> Map<String, Value> {
-    let plain = |name: &str| !(name == DIRECTIVE || name == RETAIN_KEYS || name.starts_with(DELETE_FROM) || name.starts_with(ELEMENT_ORDER));
-    patch.iter().filter(|(name, value)| plain(name) && !value.is_null()).map(|(name, value)| (name.clone(), clean(value))).collect()
+    let plain = |name: &str| {
+        !(name == DIRECTIVE || name == RETAIN_KEYS || name.starts_with(DELETE_FROM) || name.starts_with(ELEMENT_ORDER))
+    };
+    patch
+        .iter()
+        .filter(|(name, value)| plain(name) && !value.is_null())
+        .map(|(name, value)| (name.clone(), clean(value)))
+        .collect()
 }
 
 /// A copy without directives at any depth.

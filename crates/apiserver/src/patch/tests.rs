@@ -42,9 +42,15 @@ fn lists_are_merged_as_the_schema_says() {
         (
             containers(json!([{"name": "a", "env": [{"name": "X", "value": "1"}], "args": ["p", "q"]}])),
             containers(json!([{"name": "a", "env": [{"name": "Y", "value": "2"}], "args": ["r"]}])),
-            containers(json!([{"name": "a", "env": [{"name": "X", "value": "1"}, {"name": "Y", "value": "2"}], "args": ["r"]}])),
+            containers(
+                json!([{"name": "a", "env": [{"name": "X", "value": "1"}, {"name": "Y", "value": "2"}], "args": ["r"]}]),
+            ),
         ),
-        (spec(json!({"tolerations": [{"key": "a"}]})), spec(json!({"tolerations": [{"key": "b"}]})), spec(json!({"tolerations": [{"key": "b"}]}))),
+        (
+            spec(json!({"tolerations": [{"key": "a"}]})),
+            spec(json!({"tolerations": [{"key": "b"}]})),
+            spec(json!({"tolerations": [{"key": "b"}]})),
+        ),
         // Sets of texts.
         (
             json!({"metadata": {"finalizers": ["a", "b"]}}),
@@ -63,10 +69,22 @@ fn lists_are_merged_as_the_schema_says() {
             spec(json!({"volumes": [{"name": "v", "hostPath": {"path": "/x"}, "$retainKeys": ["name", "hostPath"]}]})),
             spec(json!({"volumes": [{"name": "v", "hostPath": {"path": "/x"}}]})),
         ),
-        (spec(json!({"hostname": "a", "subdomain": "b"})), spec(json!({"$patch": "replace", "hostname": "c"})), spec(json!({"hostname": "c"}))),
-        (spec(json!({"hostname": "a"})), spec(json!({"hostname": null, "nodeSelector": {"x": "y"}})), spec(json!({"nodeSelector": {"x": "y"}}))),
+        (
+            spec(json!({"hostname": "a", "subdomain": "b"})),
+            spec(json!({"$patch": "replace", "hostname": "c"})),
+            spec(json!({"hostname": "c"})),
+        ),
+        (
+            spec(json!({"hostname": "a"})),
+            spec(json!({"hostname": null, "nodeSelector": {"x": "y"}})),
+            spec(json!({"nodeSelector": {"x": "y"}})),
+        ),
         // A patch into nothing leaves no nulls and no directives behind.
-        (json!({}), containers(json!([{"name": "a", "tty": null, "resources": {"limits": {"cpu": null}}}])), containers(json!([{"name": "a", "resources": {"limits": {}}}]))),
+        (
+            json!({}),
+            containers(json!([{"name": "a", "tty": null, "resources": {"limits": {"cpu": null}}}])),
+            containers(json!([{"name": "a", "resources": {"limits": {}}}])),
+        ),
     ] {
         assert_eq!(strategic(target, &patch), expected, "{patch}");
     }
@@ -76,7 +94,12 @@ fn lists_are_merged_as_the_schema_says() {
 fn a_patch_that_makes_no_sense_is_refused() {
     let catalog = for_tests();
     let pods = catalog.stored("pods").expect("pods");
-    for patch in [json!([]), json!({"$patch": "explode"}), spec(json!({"containers": [{"image": "x"}]})), spec(json!({"$retainKeys": 1}))] {
+    for patch in [
+        json!([]),
+        json!({"$patch": "explode"}),
+        spec(json!({"containers": [{"image": "x"}]})),
+        spec(json!({"$retainKeys": 1})),
+    ] {
         let mut value = spec(json!({"containers": [{"name": "a"}]}));
         assert!(strategic_merge(&catalog.schemas, pods.object_type, &mut value, &patch).is_err(), "{patch}");
     }
@@ -84,7 +107,11 @@ fn a_patch_that_makes_no_sense_is_refused() {
 
 /// Documents without lists and nulls.
 fn document() -> impl Strategy<Value = Value> {
-    let leaf = prop_oneof![any::<bool>().prop_map(Value::from), any::<i32>().prop_map(Value::from), "[a-c]{0,2}".prop_map(Value::from)];
+    let leaf = prop_oneof![
+        any::<bool>().prop_map(Value::from),
+        any::<i32>().prop_map(Value::from),
+        "[a-c]{0,2}".prop_map(Value::from)
+    ];
     let inner = leaf.prop_recursive(4, 24, 4, |inner| {
         proptest::collection::btree_map("[a-d]", inner, 0..4).prop_map(|map| Value::Object(map.into_iter().collect()))
     });
@@ -101,7 +128,9 @@ fn difference(from: &Value, to: &Value) -> Value {
     for (key, value) in after {
         match before.get(key) {
             Some(old) if old == value => {}
-            Some(old) if old.is_object() && value.is_object() => drop(patch.insert(key.clone(), difference(old, value))),
+            Some(old) if old.is_object() && value.is_object() => {
+                drop(patch.insert(key.clone(), difference(old, value)))
+            }
             Some(_) | None => drop(patch.insert(key.clone(), value.clone())),
         }
     }

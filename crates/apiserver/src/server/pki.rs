@@ -9,7 +9,9 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
 use base64::Engine as _;
-use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+};
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use serde_json::json;
 
@@ -47,13 +49,20 @@ impl Pki {
         let authority = rustls::pki_types::pem::PemObject::from_pem_slice(pem.as_bytes())
             .map_err(|error: rustls::pki_types::pem::Error| format!("ca.crt is damaged: {error:?}"))?;
         let token = kept(&config.pki_dir.join("token"), || {
-            Ok(format!("{}{}{}{}", sampan_kit::id::short()?, sampan_kit::id::short()?, sampan_kit::id::short()?, sampan_kit::id::short()?))
+            Ok(format!(
+                "{}{}{}{}",
+                sampan_kit::id::short()?,
+                sampan_kit::id::short()?,
+                sampan_kit::id::short()?,
+                sampan_kit::id::short()?
+            ))
         })?;
 
         let ip = address.ip().to_string();
         let names = vec!["localhost".to_owned(), "kubernetes".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned(), ip];
         let server = issue(&issuer, "sampan", None, ExtendedKeyUsagePurpose::ServerAuth, names)?;
-        let client = issue(&issuer, "sampan-admin", Some("system:masters"), ExtendedKeyUsagePurpose::ClientAuth, Vec::new())?;
+        let client =
+            issue(&issuer, "sampan-admin", Some("system:masters"), ExtendedKeyUsagePurpose::ClientAuth, Vec::new())?;
         write_secret(&config.kubeconfig, &kubeconfig(address, &pem, &client))?;
         Ok(Self { authority, server, token: token.trim().to_owned() })
     }

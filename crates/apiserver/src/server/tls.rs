@@ -57,6 +57,8 @@ impl Authenticator {
         open || headers
             .get(http::header::AUTHORIZATION)
             .and_then(|value| value.to_str().ok()?.split_once(' '))
-            .is_some_and(|(scheme, token)| scheme.eq_ignore_ascii_case("bearer") && blake3::hash(token.trim().as_bytes()) == self.token)
+            .is_some_and(|(scheme, token)| {
+                scheme.eq_ignore_ascii_case("bearer") && blake3::hash(token.trim().as_bytes()) == self.token
+            })
     }
 }

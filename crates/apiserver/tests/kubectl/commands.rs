@@ -48,11 +48,17 @@ async fn apply_label_annotate_and_select() {
     assert_eq!(fixture.kubectl_with("apply -f -", &pod("a", "")).await.ok().trim(), "pod/a unchanged");
     let changed = pod("a", "").replace("image:1", "image:2").replace("{app: a}", "{app: a, tier: front}");
     assert_eq!(fixture.kubectl_with("apply -f -", &changed).await.ok().trim(), "pod/a configured");
-    let shown = fixture.run(&["get", "pod", "a", "-o", "jsonpath={.spec.containers[0].image} {.metadata.labels.tier}"], "").await.ok();
+    let shown = fixture
+        .run(&["get", "pod", "a", "-o", "jsonpath={.spec.containers[0].image} {.metadata.labels.tier}"], "")
+        .await
+        .ok();
     assert_eq!(shown, "registry.local/image:2 front");
     // Applying without the label takes it away: a three-way merge.
     assert_eq!(fixture.kubectl_with("apply -f -", &pod("a", "")).await.ok().trim(), "pod/a configured");
-    let shown = fixture.run(&["get", "pod", "a", "-o", "jsonpath={.spec.containers[0].image}{.metadata.labels.tier}"], "").await.ok();
+    let shown = fixture
+        .run(&["get", "pod", "a", "-o", "jsonpath={.spec.containers[0].image}{.metadata.labels.tier}"], "")
+        .await
+        .ok();
     assert_eq!(shown, "registry.local/image:1");
     let refused = fixture.kubectl_with("apply -f -", &pod("a", "    command: [sh]\n")).await.refused();
     assert!(refused.contains("pod updates may not change fields other than"), "{refused}");
@@ -65,7 +71,12 @@ async fn apply_label_annotate_and_select() {
     assert_eq!(fixture.kubectl("get pods --field-selector metadata.name!=a -o name").await.ok(), "pod/b\n");
     fixture.kubectl("label pod b tier-").await.ok();
     assert_eq!(fixture.kubectl("get pods -l tier -o name").await.ok(), "");
-    let patched = fixture.run(&["patch", "pod", "b", "--type=json", "-p", r#"[{"op":"add","path":"/metadata/labels/x","value":"y"}]"#], "").await;
+    let patched = fixture
+        .run(
+            &["patch", "pod", "b", "--type=json", "-p", r#"[{"op":"add","path":"/metadata/labels/x","value":"y"}]"#],
+            "",
+        )
+        .await;
     assert!(patched.ok().contains("patched"));
     assert_eq!(fixture.kubectl("delete pods -l app --wait=true").await.ok().lines().count(), 2);
     fixture.stop().await;
@@ -88,7 +99,8 @@ async fn run_logs_exec_and_attach() {
     assert!(refused.contains("command not found: /no/such/program"), "{refused}");
     let spdy = fixture.run_over_spdy(&["exec", "-i", "web", "--", "cat"], &big).await.ok();
     assert_eq!(spdy, big);
-    let failed = fixture.run_over_spdy(&["exec", "web", "--", "sh", "-c", "echo out; echo to stderr >&2; exit 9"], "").await;
+    let failed =
+        fixture.run_over_spdy(&["exec", "web", "--", "sh", "-c", "echo out; echo to stderr >&2; exit 9"], "").await;
     assert_eq!((failed.code, failed.out.as_str()), (9, "out\n"));
     assert!(failed.err.contains("to stderr"), "{}", failed.err);
     let attached = fixture.kubectl_with("attach -i web", "hello").await.ok();
@@ -114,9 +126,13 @@ async fn namespaces_config_and_secrets() {
     assert!(fixture.kubectl("get -n team cm").await.ok().contains("settings   2"));
     fixture.kubectl("create -n team secret generic key --from-literal=password=x").await.ok();
     assert!(fixture.kubectl("get -n team secrets").await.ok().contains("key    Opaque   1"));
-    let edited = fixture.run(&["patch", "-n", "team", "cm", "settings", "-p", r#"{"data":{"a":null,"c":"3"}}"#], "").await;
+    let edited =
+        fixture.run(&["patch", "-n", "team", "cm", "settings", "-p", r#"{"data":{"a":null,"c":"3"}}"#], "").await;
     edited.ok();
-    assert_eq!(fixture.run(&["get", "-n", "team", "cm", "settings", "-o", "jsonpath={.data}"], "").await.ok(), r#"{"b":"2","c":"3"}"#);
+    assert_eq!(
+        fixture.run(&["get", "-n", "team", "cm", "settings", "-o", "jsonpath={.data}"], "").await.ok(),
+        r#"{"b":"2","c":"3"}"#
+    );
     fixture.kubectl("delete namespace team --timeout=10s").await.ok();
     assert!(fixture.kubectl("get pods -A").await.err.contains("No resources found"));
     let kept = fixture.kubectl("delete namespace default").await.refused();
@@ -133,14 +149,35 @@ async fn bad_input_is_named() {
     };
     check(pod("Upper", ""), "metadata.name: Invalid value: \"Upper\": a lowercase RFC 1123 subdomain").await;
     check(pod("a", "    imagePulPolicy: Always\n"), "unknown field \"spec.containers[0].imagePulPolicy\"").await;
-    check(pod("a", "    resources: {limits: {memory: lots}}\n"), "spec.containers[0].resources.limits[memory]: Invalid value: \"lots\"").await;
-    check(pod("a", "    imagePullPolicy: Sometimes\n"), "Unsupported value: \"Sometimes\": supported values: \"Always\", \"IfNotPresent\", \"Never\"").await;
-    check(pod("a", "    ports: [{containerPort: 99999}]\n"), "spec.containers[0].ports[0].containerPort: Invalid value: 99999").await;
-    check(pod("a", "    ports: [{containerPort: web}]\n"), "spec.containers[0].ports[0].containerPort: expected a whole number, found \"web\"").await;
-    check(pod("a", "    volumeMounts: [{name: v, mountPath: /v}]\n"), "spec.containers[0].volumeMounts[0].name: Not found: \"v\"").await;
+    check(
+        pod("a", "    resources: {limits: {memory: lots}}\n"),
+        "spec.containers[0].resources.limits[memory]: Invalid value: \"lots\"",
+    )
+    .await;
+    check(
+        pod("a", "    imagePullPolicy: Sometimes\n"),
+        "Unsupported value: \"Sometimes\": supported values: \"Always\", \"IfNotPresent\", \"Never\"",
+    )
+    .await;
+    check(
+        pod("a", "    ports: [{containerPort: 99999}]\n"),
+        "spec.containers[0].ports[0].containerPort: Invalid value: 99999",
+    )
+    .await;
+    check(
+        pod("a", "    ports: [{containerPort: web}]\n"),
+        "spec.containers[0].ports[0].containerPort: expected a whole number, found \"web\"",
+    )
+    .await;
+    check(
+        pod("a", "    volumeMounts: [{name: v, mountPath: /v}]\n"),
+        "spec.containers[0].volumeMounts[0].name: Not found: \"v\"",
+    )
+    .await;
     check(pod("a", "  - name: main\n    image: x\n"), "spec.containers[1].name: Duplicate value: \"main\"").await;
     check(pod("a", "  - name: other\n"), "spec.containers[1].image: Required value").await;
-    check("apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {}\n".to_owned(), "spec.containers: Required value").await;
+    check("apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {}\n".to_owned(), "spec.containers: Required value")
+        .await;
     assert_eq!(fixture.kubectl("get pods -o name").await.ok(), "", "a refused object leaves nothing behind");
     let dry = fixture.kubectl_with("create --dry-run=server -o name -f -", &pod("a", "")).await.ok();
     assert_eq!(dry, "pod/a\n");

@@ -8,8 +8,8 @@ use bytes::Bytes;
 use futures_util::FutureExt as _;
 use http_body_util::BodyExt as _;
 use sampan_apiserver::{
-    Admission, AdmissionRequest, ApiError, ApiHandle, AttachOptions, Body, DeleteOptions, EventRecord, ExecOptions, LogOptions, LogStream,
-    NodeLink, NodeLinkError, Operation, PodRef, RemoteExit, RemoteStreams,
+    Admission, AdmissionRequest, ApiError, ApiHandle, AttachOptions, Body, DeleteOptions, EventRecord, ExecOptions,
+    LogOptions, LogStream, NodeLink, NodeLinkError, Operation, PodRef, RemoteExit, RemoteStreams,
 };
 use serde_json::{Value, json};
 
@@ -49,7 +49,10 @@ pub(crate) async fn play(api: ApiHandle) -> Result<(), ApiError> {
         } else if pod["metadata"]["deletionTimestamp"].is_string() {
             api.delete("pods", namespace, name, &DeleteOptions::now(uid)).await.map(drop)
         } else if pod["status"]["phase"] == "Pending" {
-            api.record_event(&EventRecord::about(pod, "fake-node", "Started", "Started container").container("main").on(NODE)).await?;
+            api.record_event(
+                &EventRecord::about(pod, "fake-node", "Started", "Started container").container("main").on(NODE),
+            )
+            .await?;
             api.patch_status("pods", namespace, name, started(pod)).await.map(drop)
         } else {
             Ok(())
@@ -109,7 +112,11 @@ impl NodeLink for FakeNode {
             Ok(Some(child)) => child,
             Ok(None) | Err(_) => {
                 let why = format!("command not found: {program}");
-                return Err(NodeLinkError { status: http::StatusCode::BAD_REQUEST, reason: "BadRequest", message: why });
+                return Err(NodeLinkError {
+                    status: http::StatusCode::BAD_REQUEST,
+                    reason: "BadRequest",
+                    message: why,
+                });
             }
         };
         Ok(RemoteStreams {

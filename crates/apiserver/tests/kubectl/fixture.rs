@@ -43,7 +43,11 @@ impl Said {
 
 fn find_kubectl() -> Option<String> {
     let wanted = std::env::var("SAMPAN_TEST_KUBECTL").unwrap_or_else(|_| "kubectl".to_owned());
-    let found = std::process::Command::new(&wanted).args(["version", "--client"]).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    let found = std::process::Command::new(&wanted)
+        .args(["version", "--client"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
     if found.is_ok_and(|status| status.success()) {
         return Some(wanted);
     }

@@ -19,7 +19,9 @@ const MAPS: &str = "/api/v1/namespaces/default/configmaps";
 async fn files_are_for_the_owner_only() {
     use std::os::unix::fs::PermissionsExt as _;
     let fixture = Fixture::start().await;
-    for (name, mode) in [("sampan.sock", 0o600), ("kubeconfig", 0o600), ("pki", 0o700), ("pki/ca.key", 0o600), ("pki/token", 0o600)] {
+    for (name, mode) in
+        [("sampan.sock", 0o600), ("kubeconfig", 0o600), ("pki", 0o700), ("pki/ca.key", 0o600), ("pki/token", 0o600)]
+    {
         let found = std::fs::metadata(fixture.path().join(name)).expect(name).permissions().mode() & 0o777;
         assert_eq!(found, mode, "{name}");
     }
@@ -36,8 +38,10 @@ async fn tls_lets_in_who_has_a_certificate_or_the_token() {
     let mut roots = rustls::RootCertStore::empty();
     roots.add(authority).expect("a root");
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().expect("versions");
-    let connector = tokio_rustls::TlsConnector::from(Arc::new(config.with_root_certificates(roots).with_no_client_auth()));
+    let config =
+        rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().expect("versions");
+    let connector =
+        tokio_rustls::TlsConnector::from(Arc::new(config.with_root_certificates(roots).with_no_client_auth()));
     let address = fixture.running.tls_address().expect("an address");
     let ask = async |path: &str, head: &str| {
         let stream = tokio::net::TcpStream::connect(address).await.expect("a connection");
@@ -70,7 +74,14 @@ async fn a_handle_goes_the_same_way_as_http() {
     assert_eq!(made.value["status"]["qosClass"], "BestEffort");
     let other = DeleteOptions { preconditions: Preconditions::uid("another"), ..DeleteOptions::default() };
     assert!(api.delete("pods", Some("default"), "x", &other).await.expect_err("another pod").is_conflict());
-    let wrong = api.patch_status("pods", Some("default"), "x", json!({"metadata": {"uid": "another"}, "status": {"phase": "Failed"}})).await;
+    let wrong = api
+        .patch_status(
+            "pods",
+            Some("default"),
+            "x",
+            json!({"metadata": {"uid": "another"}, "status": {"phase": "Failed"}}),
+        )
+        .await;
     assert!(wrong.expect_err("another pod").is_conflict());
     fixture.stop().await;
 }
@@ -81,7 +92,9 @@ async fn a_watch_begins_goes_on_and_ends_as_informers_expect() {
     let (api, wire) = (fixture.api(), Wire::new(fixture.path()));
     config_map(api, "a", json!({"tier": "front"})).await;
     let path = format!("{MAPS}?watch=true&labelSelector=tier%3Dfront");
-    let mut watch = wire.watch(&format!("{path}&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true")).await;
+    let mut watch = wire
+        .watch(&format!("{path}&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true"))
+        .await;
     assert_eq!(watch.line().await, "ADDED a");
     let mark = watch.next().await.expect("a bookmark");
     assert_eq!((&mark["type"], &mark["object"]["kind"]), (&json!("BOOKMARK"), &json!("ConfigMap")));
@@ -141,9 +154,22 @@ async fn lists_come_in_pages_and_shapes() {
     let bare = accept("accept: application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1").await.json();
     assert_eq!((&bare["kind"], bare.get("data")), (&json!("PartialObjectMetadata"), None));
     let yaml = accept("accept: application/yaml").await;
-    assert!(yaml.text.contains("kind: ConfigMap") && yaml.headers["content-type"] == "application/yaml", "{}", yaml.text);
+    assert!(
+        yaml.text.contains("kind: ConfigMap") && yaml.headers["content-type"] == "application/yaml",
+        "{}",
+        yaml.text
+    );
     assert_eq!(accept("accept: application/vnd.kubernetes.protobuf").await.status, 406);
-    assert!(wire.get("/metrics").await.text.contains("sampan_apiserver_requests_total{verb=\"list\",resource=\"configmaps\",code=\"200\"}"));
+    assert!(wire.get("/openapi/v2").await.text.contains("Kubernetes"));
+    let index = wire.get("/openapi/v3").await.json();
+    let schema = wire.get(index["paths"]["api/v1"]["serverRelativeURL"].as_str().expect("a path")).await.json();
+    assert!(schema["components"]["schemas"].get("io.k8s.api.core.v1.Pod").is_some());
+    assert!(
+        wire.get("/metrics")
+            .await
+            .text
+            .contains("sampan_apiserver_requests_total{verb=\"list\",resource=\"configmaps\",code=\"200\"}")
+    );
     fixture.stop().await;
 }
 
@@ -151,7 +177,9 @@ async fn lists_come_in_pages_and_shapes() {
 async fn bodies_are_read_with_care() {
     let fixture = Fixture::start().await;
     let wire = Wire::new(fixture.path());
-    let post = async |kind: &str, body: String| wire.ask(&format!("POST {MAPS}"), &[&format!("content-type: {kind}")], body).await;
+    let post = async |kind: &str, body: String| {
+        wire.ask(&format!("POST {MAPS}"), &[&format!("content-type: {kind}")], body).await
+    };
     let yaml = post("application/yaml", "metadata: {name: yam}\ndata: {a: b}\nextra: 1\n".to_owned()).await;
     assert_eq!(yaml.status, 201, "{}", yaml.text);
     assert_eq!(yaml.headers["warning"], r#"299 - "unknown field \"extra\"""#);
@@ -163,7 +191,12 @@ async fn bodies_are_read_with_care() {
         ("application/cbor", "{}".to_owned(), 415, "unknown format"),
         ("application/json", json!({"kind": "Pod"}).to_string(), 400, "does not match the expected kind"),
         ("application/json", json!({"metadata": {"name": "yam"}}).to_string(), 409, "already exists"),
-        ("application/json", json!({"metadata": {"name": "z", "namespace": "other"}}).to_string(), 400, "does not match the namespace"),
+        (
+            "application/json",
+            json!({"metadata": {"name": "z", "namespace": "other"}}).to_string(),
+            400,
+            "does not match the namespace",
+        ),
         ("application/json", json!({"metadata": {}}).to_string(), 422, "name or generateName is required"),
         ("application/json", format!("{}{}", "[".repeat(100_000), "]".repeat(100_000)), 400, "not JSON"),
         ("application/json", format!("\"{}\"", "x".repeat(4 << 20)), 413, "too large"),
@@ -190,7 +223,11 @@ struct Reservations(std::sync::Mutex<std::collections::HashMap<String, i32>>);
 
 #[async_trait::async_trait]
 impl sampan_apiserver::Admission for Reservations {
-    async fn admit(&self, request: &sampan_apiserver::AdmissionRequest<'_>, _: &mut Value) -> Result<(), sampan_apiserver::ApiError> {
+    async fn admit(
+        &self,
+        request: &sampan_apiserver::AdmissionRequest<'_>,
+        _: &mut Value,
+    ) -> Result<(), sampan_apiserver::ApiError> {
         *self.0.lock().expect("unpoisoned").entry(request.name.to_owned()).or_default() += 1;
         tokio::task::yield_now().await;
         Ok(())

@@ -81,7 +81,9 @@ impl Watching {
                 let line: Vec<u8> = self.buffer.drain(..=end).collect();
                 return Some(serde_json::from_slice(&line).expect("JSON"));
             }
-            let frame = tokio::time::timeout(std::time::Duration::from_secs(10), self.body.frame()).await.expect("an event in time")?;
+            let frame = tokio::time::timeout(std::time::Duration::from_secs(10), self.body.frame())
+                .await
+                .expect("an event in time")?;
             if let Ok(data) = frame.expect("a frame").into_data() {
                 self.buffer.extend_from_slice(&data);
             }
@@ -91,7 +93,11 @@ impl Watching {
     /// The next event as `TYPE name`.
     pub(crate) async fn line(&mut self) -> String {
         match self.next().await {
-            Some(event) => format!("{} {}", event["type"].as_str().unwrap_or("?"), event["object"]["metadata"]["name"].as_str().unwrap_or("-")),
+            Some(event) => format!(
+                "{} {}",
+                event["type"].as_str().unwrap_or("?"),
+                event["object"]["metadata"]["name"].as_str().unwrap_or("-")
+            ),
             None => "end".to_owned(),
         }
     }
