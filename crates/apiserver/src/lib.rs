@@ -12,7 +12,8 @@
 //! ```
 //!
 //! Invariants:
-//! - There is one way to change an object, whoever asks; nothing reaches the store that the schemas do not allow.
+//! - Clients and [`ApiHandle`] change objects in one way; nothing of theirs reaches the store that the schemas do not allow.
+//!   (Node and scheduler write statuses and bindings straight into the store, by compare-and-swap, and answer for them.)
 //! - Every admitted change is settled exactly once, also when its client hangs up.
 //! - A client gets either what it asked for or a Kubernetes `Status` with a reason and one line; no panic, no HTML.
 //! - Everything is bounded: bodies, nesting, connections, watches, streams, deadlines ([`limits`]). A slow watcher is told 410.
