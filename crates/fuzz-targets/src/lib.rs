@@ -10,11 +10,13 @@ mod documents;
 mod images;
 pub mod mutation;
 pub mod seeds;
+mod service;
 pub mod smoke;
 mod streams;
 
 pub use documents::{auth_file, image_config, manifest, placement, quantity, reference, resolv_conf};
 pub use images::{erofs_image, layer_index, layer_tar};
+pub use service::{agent_files, api_body, api_patch, api_selector, remote_stream};
 pub use streams::{gzip, handshake, inflate_span, wire_frames};
 
 /// One target.
@@ -27,7 +29,11 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 14] = [
+pub const TARGETS: [Target; 19] = [
+    Target { name: "agent_files", run: agent_files },
+    Target { name: "api_body", run: api_body },
+    Target { name: "api_patch", run: api_patch },
+    Target { name: "api_selector", run: api_selector },
     Target { name: "auth_file", run: auth_file },
     Target { name: "erofs_image", run: erofs_image },
     Target { name: "gzip", run: gzip },
@@ -40,6 +46,7 @@ pub const TARGETS: [Target; 14] = [
     Target { name: "placement", run: placement },
     Target { name: "quantity", run: quantity },
     Target { name: "reference", run: reference },
+    Target { name: "remote_stream", run: remote_stream },
     Target { name: "resolv_conf", run: resolv_conf },
     Target { name: "wire_frames", run: wire_frames },
 ];

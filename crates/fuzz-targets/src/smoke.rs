@@ -71,7 +71,9 @@ enum Outcome {
 fn smoke(target: &Target, corpus: &[Vec<u8>], artifacts: &Path, share: Duration) -> anyhow::Result<Outcome> {
     let path = artifacts.join(format!("{}-running", target.name));
     let record = File::create(&path).with_context(|| format!("cannot make {}", path.display()))?;
-    let mut chance = Chance::new(target.name.bytes().fold(1, |seed, byte| seed * 31 + u64::from(byte)));
+    let seed =
+        blake3::hash(target.name.as_bytes()).as_bytes().first_chunk().map_or(1, |seed| u64::from_le_bytes(*seed));
+    let mut chance = Chance::new(seed);
     let (began, mut inputs, mut accepted) = (Instant::now(), 0, 0);
     let mut committed = corpus.iter();
     loop {
