@@ -75,7 +75,7 @@ impl Node {
             refuse(StatusCode::BAD_REQUEST, "BadRequest", message)
         };
         let number = signal_number(name).ok_or_else(invalid)?;
-        let live = self.running(pod, container)?;
+        let live = self.running(pod, container).await?;
         live.sandbox().signal(container, number).await.map_err(|error| sandbox_refusal(&error))?;
         Ok(json_response(StatusCode::OK, &json!({})))
     }

@@ -297,7 +297,7 @@ impl Lifecycle {
             } else {
                 slot.ever_started = false;
             }
-            let until = now + slot.refusal_delay.fail();
+            let until = after(now, slot.refusal_delay.fail());
             slot.state = State::Waiting { reason: reason.to_owned(), message, until };
         }
     }
@@ -340,7 +340,7 @@ impl Lifecycle {
     /// Gives the pod up: its containers are stopped and it ends as `Failed`.
     pub fn fail(&mut self, reason: &str, message: String, now: Timestamp) {
         self.failure.get_or_insert((reason.to_owned(), message));
-        self.request_stop(now + self.grace);
+        self.request_stop(after(now, self.grace));
     }
 
     /// What to do now.
@@ -394,7 +394,7 @@ impl Lifecycle {
             let delay = if slot.restarted_once { slot.restart_delay.fail() } else { Duration::ZERO };
             slot.restarted_once = true;
             let message = format!("back-off {} s restarting failed container {}", delay.as_secs(), slot.name);
-            let until = exit.finished_at + delay;
+            let until = after(exit.finished_at, delay);
             slot.state = State::Waiting { reason: "CrashLoopBackOff".to_owned(), message, until };
         }
         if let State::Waiting { until, .. } = &slot.state {
@@ -408,7 +408,7 @@ impl Lifecycle {
 
     /// The main containers are done for good: ends the side-cars, then the sandbox.
     fn wind_down(&mut self, sandbox: Sandbox, now: Timestamp, next: &mut Next) {
-        let stop = *self.sidecar_stop.get_or_insert(Stop { deadline: now + self.grace });
+        let stop = *self.sidecar_stop.get_or_insert(Stop { deadline: after(now, self.grace) });
         self.stop_all(sandbox, stop, now, next);
     }
 
@@ -430,7 +430,7 @@ impl Lifecycle {
                 next.actions.push(Action::Terminate(index));
             }
         }
-        let force_at = stop.deadline + FORCED_AFTER;
+        let force_at = after(stop.deadline, FORCED_AFTER);
         if any_busy {
             next.wake_at(if overdue { force_at } else { stop.deadline });
         }
@@ -469,6 +469,11 @@ impl Lifecycle {
     fn stays_ended(&self, role: Role, code: i32) -> bool {
         self.stop.is_some() || !is_restarted(self.policy, role, code)
     }
+}
+
+/// A moment later, or the end of time: users choose graces and deadlines, and may choose any.
+pub(crate) fn after(moment: Timestamp, delay: Duration) -> Timestamp {
+    moment.checked_add(delay).unwrap_or(Timestamp::MAX)
 }
 
 fn is_restarted(policy: RestartPolicy, role: Role, code: i32) -> bool {

@@ -22,6 +22,8 @@ pub const PRESSURE_INTERVAL: Duration = Duration::from_secs(2);
 pub const WORKER_QUEUE: usize = 64;
 /// Attempts at a status write that keeps losing against other writers.
 pub const WRITE_ATTEMPTS_MAX: u32 = 16;
+/// A status that could not be written is tried again after this; nothing else may happen to the pod that would.
+pub const WRITE_RETRY: Duration = Duration::from_secs(1);
 /// A line of a log as the agent writes it, with its prefix: 16 KiB of text and room for time and tags.
 pub const LOG_LINE_BYTES_MAX: usize = (16 << 10) + 128;
 /// Bytes of log handed to a client at once.
@@ -36,3 +38,7 @@ pub const EVENTS_FOLDED_MAX: usize = 64;
 pub const PULL_REQUEST_BYTES_MAX: usize = 16 << 10;
 /// How often the host's network is put back in order.
 pub const MEND_INTERVAL: Duration = Duration::from_secs(60);
+
+/// How long a request about a pod waits for its worker to take it up after a restart of the service: an agent answers
+/// within ten seconds or is given up.
+pub const TAKE_UP_MAX: Duration = Duration::from_secs(15);

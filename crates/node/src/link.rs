@@ -17,6 +17,7 @@ use sampan_runtime::pod::{Pod, log_path};
 use sampan_sandbox::{ExecSpec, ExecStatus, SandboxError, StartError, Terminal};
 use tokio::sync::{mpsc, watch};
 
+use crate::limits::TAKE_UP_MAX;
 use crate::logs::{Query, Reader, Stream};
 use crate::node::Node;
 use crate::worker::{ContainerView, View};
@@ -44,17 +45,27 @@ pub(crate) fn sandbox_refusal(error: &SandboxError) -> NodeLinkError {
 }
 
 impl Node {
-    pub(crate) fn view(&self, pod: &PodRef) -> Result<watch::Receiver<View>, NodeLinkError> {
+    /// What is known of a pod. After a restart of the service it is not known until its worker has taken it up, for
+    /// which this waits.
+    pub(crate) async fn view(&self, pod: &PodRef) -> Result<watch::Receiver<View>, NodeLinkError> {
         let missing = || {
             let message = format!("pod {}/{} is not on this node yet; try again", pod.namespace, pod.name);
             refuse(StatusCode::BAD_REQUEST, "BadRequest", message)
         };
-        Ok(self.worker(&pod.uid).ok_or_else(missing)?.view)
+        let taken_up = async {
+            self.until_recovered().await;
+            let mut view = self.worker(&pod.uid)?.view;
+            if view.wait_for(|view| !view.containers.is_empty()).await.is_err() {
+                tracing::trace!(pod = pod.name, "its worker ended at once");
+            }
+            Some(view)
+        };
+        tokio::time::timeout(TAKE_UP_MAX, taken_up).await.ok().flatten().ok_or_else(missing)
     }
 
     /// The live pod, with the named container running.
-    pub(crate) fn running(&self, pod: &PodRef, container: &str) -> Result<Arc<Pod>, NodeLinkError> {
-        let view = self.view(pod)?;
+    pub(crate) async fn running(&self, pod: &PodRef, container: &str) -> Result<Arc<Pod>, NodeLinkError> {
+        let view = self.view(pod).await?;
         let view = view.borrow();
         let is_running = view.containers.get(container).is_some_and(|container| container.running);
         view.pod.clone().filter(|_| is_running).ok_or_else(|| {
@@ -96,7 +107,7 @@ impl Node {
 #[async_trait]
 impl NodeLink for Node {
     async fn logs(&self, pod: &PodRef, options: LogOptions) -> Result<LogStream, NodeLinkError> {
-        let mut view = self.view(pod)?;
+        let mut view = self.view(pod).await?;
         let attempt = self.attempt(pod, &options, &mut view).await?;
         let path = log_path(&self.services.runtime.log_folder(&pod.uid), &options.container, attempt);
         let ago = options.since_seconds.map(|seconds| Timestamp::now() - Duration::from_secs(seconds));
@@ -126,7 +137,7 @@ impl NodeLink for Node {
 
     async fn exec(&self, pod: &PodRef, options: ExecOptions) -> Result<RemoteStreams, NodeLinkError> {
         let container = options.container.unwrap_or_default();
-        let live = self.running(pod, &container)?;
+        let live = self.running(pod, &container).await?;
         let spec = ExecSpec {
             command: options.command,
             env: if options.tty { vec![("TERM".to_owned(), "xterm".to_owned())] } else { Vec::new() },
@@ -154,12 +165,12 @@ impl NodeLink for Node {
 
     async fn attach(&self, pod: &PodRef, options: AttachOptions) -> Result<RemoteStreams, NodeLinkError> {
         let container = options.container.unwrap_or_default();
-        let mut view = self.view(pod)?;
+        let mut view = self.view(pod).await?;
         let started = |view: &View| view.containers.get(&container).is_some_and(|c| c.running || c.over || c.started);
         if view.wait_for(started).await.is_err() {
             return Err(refuse(StatusCode::BAD_REQUEST, "BadRequest", "the pod ended before it could be attached to"));
         }
-        let live = self.running(pod, &container)?;
+        let live = self.running(pod, &container).await?;
         let attempt = view.borrow().containers.get(&container).map_or(0, |container| container.attempt);
         let attached = live.sandbox().attach(&container).map_err(|error| sandbox_refusal(&error)).await?;
         let name = container.clone();

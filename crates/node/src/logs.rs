@@ -100,12 +100,8 @@ impl Filter {
         if self.query.stream != Stream::All && entry.stream != self.query.stream {
             return;
         }
-        if let Some(since) = self.query.since
-            && !std::str::from_utf8(entry.time)
-                .ok()
-                .and_then(|time| time.parse::<Timestamp>().ok())
-                .is_some_and(|time| time >= since)
-        {
+        let time = || std::str::from_utf8(entry.time).ok()?.parse::<Timestamp>().ok();
+        if self.query.since.is_some_and(|since| time().is_none_or(|time| time < since)) {
             return;
         }
         let Some(inside) = self.inside_line.get_mut(usize::from(entry.stream == Stream::Stderr)) else { return };

@@ -12,6 +12,7 @@ use sampan_runtime::journal::SandboxRow;
 use sampan_runtime::{Runtime, RuntimeError};
 use sampan_store::{Change, Key, Object, Store, StoreError};
 use serde_json::Value;
+use tokio::sync::watch;
 
 use crate::limits::MEND_INTERVAL;
 use crate::machine::Machine;
@@ -45,6 +46,8 @@ pub struct NodeConfig {
 pub struct Node {
     pub(crate) services: Arc<Services>,
     workers: Arc<Mutex<HashMap<String, Handle>>>,
+    /// Every pod that there was at the start has its worker.
+    recovered: Arc<watch::Sender<bool>>,
 }
 
 impl Node {
@@ -65,7 +68,7 @@ impl Node {
         };
         let host_ip = machine.address.to_string();
         let services = Arc::new(Services { store, runtime, images, node_name: machine.name, host_ip });
-        Ok(Self { services, workers: Arc::default() })
+        Ok(Self { services, workers: Arc::default(), recovered: Arc::new(watch::Sender::new(false)) })
     }
 
     /// The node's name.
@@ -86,13 +89,18 @@ impl Node {
         for object in pods {
             self.deliver(object, &mut rows).await;
         }
+        self.recovered.send_replace(true);
         for (_, row) in rows.drain() {
             tracing::info!(
                 sandbox = row.id,
                 pod = row.pod_name,
                 "removing the sandbox of a pod that is no longer there"
             );
-            self.services.runtime.remove_row(&row).await?;
+            if let Err(error) = self.services.runtime.remove_row(&row).await {
+                // One that resists must not keep all other pods from being served.
+                tracing::error!(sandbox = row.id, error = %ErrorChain(&error),
+                    "a sandbox is not wholly removed; the next start of the service tries again");
+            }
         }
         loop {
             let watch = self.services.store.watch("pods", None, revision);
@@ -189,6 +197,13 @@ impl Node {
     /// At the end of the service: leaves nothing on the host when no pod is left.
     pub async fn close(&self) -> Result<(), NodeError> {
         Ok(self.services.runtime.close().await?)
+    }
+
+    /// Waits until every pod that there was at the start has its worker.
+    pub(crate) async fn until_recovered(&self) {
+        if self.recovered.subscribe().wait_for(|recovered| *recovered).await.is_err() {
+            tracing::trace!("the node ends before it began");
+        }
     }
 
     /// The worker of a pod.

@@ -32,7 +32,7 @@ use sampan_store::{Key, Object, Store};
 use tokio::sync::{mpsc, watch};
 
 use crate::events::{Kind, Recorder};
-use crate::lifecycle::{Action, Exit, Lifecycle, Sandbox, State};
+use crate::lifecycle::{Action, Exit, Lifecycle, Sandbox, State, after};
 use crate::limits::{GRACE_DEFAULT, PRESSURE_INTERVAL, RESTART_DELAY_FIRST, RESTART_DELAY_LONGEST, WORKER_QUEUE};
 use crate::spec;
 
@@ -62,8 +62,8 @@ pub(crate) enum Message {
     Made(Result<Box<Pod>, RuntimeError>),
     /// A container was started, or could not be.
     Started(usize, Result<start::Run, start::StartFailure>),
-    /// The sandbox reports.
-    Happened(SandboxEvent),
+    /// This sandbox reports.
+    Happened(Arc<Pod>, SandboxEvent),
     /// The sandbox is taken away.
     Removed(Result<(), RuntimeError>),
 }
@@ -320,7 +320,7 @@ impl Worker {
             }
             Message::Made(made) => self.made(made),
             Message::Started(index, started) => self.started(index, started),
-            Message::Happened(event) => self.happened(event).await,
+            Message::Happened(reporting, event) => self.happened(&reporting, event),
             Message::Removed(removed) => self.removed(removed),
         }
     }
@@ -331,14 +331,16 @@ impl Worker {
         if let Some(deletion) = &pod.metadata.deletion_timestamp {
             self.deleting = true;
             let grace = seconds(pod.metadata.deletion_grace_period_seconds).unwrap_or(self.lifecycle.grace);
-            self.lifecycle.request_stop(deletion.0.min(now + grace));
+            // The timestamp has whole seconds, cut off; it counts only where it comes earlier than the full grace from now,
+            // as after a restart of the service.
+            self.lifecycle.request_stop(after(deletion.0, Duration::from_secs(1)).min(after(now, grace)));
         }
         let annotations = pod.metadata.annotations.as_ref();
         if let Some(grace) = annotations.and_then(|annotations| annotations.get(STOP_ANNOTATION))
             && self.lifecycle.stop.is_none()
         {
             let grace = grace.parse().map_or(self.lifecycle.grace, Duration::from_secs);
-            self.lifecycle.request_stop(now + grace);
+            self.lifecycle.request_stop(after(now, grace));
         }
     }
 
@@ -355,7 +357,7 @@ impl Worker {
                     self.held = Held::Absent;
                     self.lifecycle.fail("FailedCreatePodSandBox", message, Timestamp::now());
                 } else {
-                    self.held = Held::Refused { until: Timestamp::now() + self.refusal_delay.fail() };
+                    self.held = Held::Refused { until: after(Timestamp::now(), self.refusal_delay.fail()) };
                     self.refusal = Some(("FailedCreatePodSandBox".to_owned(), message));
                 }
             }
@@ -364,17 +366,22 @@ impl Worker {
 
     fn sandbox_ready(&mut self, pod: Pod) {
         let pod = Arc::new(pod);
-        let (sender, mut events) = (self.sender.clone(), pod.sandbox().events());
+        let (sender, reporting, mut events) = (self.sender.clone(), Arc::downgrade(&pod), pod.sandbox().events());
         tokio::spawn(async move {
             while let Some(event) = events.recv().await {
-                tell(&sender, Message::Happened(event)).await;
+                let Some(pod) = reporting.upgrade() else { return };
+                tell(&sender, Message::Happened(pod, event)).await;
             }
         });
         self.held = Held::Ready(pod);
     }
 
-    async fn happened(&mut self, event: SandboxEvent) {
+    fn happened(&mut self, reporting: &Arc<Pod>, event: SandboxEvent) {
+        // A sandbox that is being taken away has nothing more to say, least of all about the one after it.
         let Held::Ready(pod) = &self.held else { return };
+        if !Arc::ptr_eq(pod, reporting) {
+            return;
+        }
         match event {
             SandboxEvent::ContainerExited {
                 event_id,
@@ -455,7 +462,7 @@ impl Worker {
         if self.lifecycle.stop.is_some() || self.lifecycle.phase().is_final() {
             return None;
         }
-        Some(self.start_time + Duration::from_secs(u64::try_from(seconds).unwrap_or(0)))
+        Some(after(self.start_time, Duration::from_secs(u64::try_from(seconds).unwrap_or(0))))
     }
 
     fn check_deadline(&mut self, now: Timestamp) {

@@ -18,7 +18,7 @@ use crate::node::Node;
 
 impl Node {
     pub(super) async fn copy_out(&self, pod: &PodRef, container: &str, path: &str) -> Answer {
-        let live = self.running(pod, container)?;
+        let live = self.running(pod, container).await?;
         let archive = live.sandbox().copy_out(container, path).await.map_err(|error| sandbox_refusal(&error))?;
         let output = Output::new(archive).map_err(|error| unreadable(&error))?;
         let frames = ReaderStream::new(output).map(|chunk| match chunk {
@@ -29,7 +29,7 @@ impl Node {
     }
 
     pub(super) async fn copy_in(&self, pod: &PodRef, container: &str, directory: &str, body: Body) -> Answer {
-        let live = self.running(pod, container)?;
+        let live = self.running(pod, container).await?;
         let (archive, done) =
             live.sandbox().copy_in(container, directory).await.map_err(|error| sandbox_refusal(&error))?;
         let mut input = Input::new(archive).map_err(|error| unreadable(&error))?;

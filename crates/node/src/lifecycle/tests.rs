@@ -118,6 +118,16 @@ fn a_stop_asks_first_and_kills_at_the_deadline() {
 }
 
 #[test]
+fn a_grace_without_end_never_comes_to_its_deadline() {
+    let mut pod = pod(RestartPolicy::Never, &[Role::Main]);
+    pod.grace = Duration::MAX;
+    run(&mut pod, 0, 0);
+    pod.fail("DeadlineExceeded", String::new(), at(1));
+    assert_eq!(pod.next(Sandbox::Ready, at(2)).actions, [Action::Terminate(0)]);
+    assert_eq!(pod.next(Sandbox::Ready, at(3)).wake, Some(Timestamp::MAX));
+}
+
+#[test]
 fn what_never_answers_goes_with_its_sandbox() {
     let mut pod = pod(RestartPolicy::Always, &[Role::Main]);
     pod.starting(0);

@@ -10,8 +10,8 @@ use sampan_store::StoreError;
 use serde_json::{Value, json};
 
 use super::{Held, Worker};
-use crate::lifecycle::State;
-use crate::limits::{STATUS_WRITE_DELAY, WRITE_ATTEMPTS_MAX};
+use crate::lifecycle::{State, after};
+use crate::limits::{STATUS_WRITE_DELAY, WRITE_ATTEMPTS_MAX, WRITE_RETRY};
 use crate::status::{self, Surroundings};
 
 /// Annotation with the phases of the start.
@@ -67,10 +67,11 @@ impl Worker {
                 return Some(due);
             }
             self.report.changed_at = None;
-            if self.write(&status).await {
-                self.report.written = Some(status);
-                self.acknowledge();
+            if !self.write(&status).await {
+                return (!self.object_gone).then(|| after(now, WRITE_RETRY));
             }
+            self.report.written = Some(status);
+            self.acknowledge();
         } else {
             self.acknowledge();
         }

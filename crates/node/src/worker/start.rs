@@ -54,7 +54,7 @@ impl Worker {
             return;
         }
         let object = Arc::clone(&self.object);
-        for (_, container) in object.spec.iter().flat_map(|spec| spec::containers(spec)) {
+        for (_, container) in object.spec.iter().flat_map(spec::containers) {
             drop(self.image_of(container));
         }
     }
@@ -81,7 +81,7 @@ impl Worker {
     /// After a restart of the service: the images of this pod's containers are in use again.
     pub(super) async fn hold_images(&mut self) {
         let object = Arc::clone(&self.object);
-        for (_, container) in object.spec.iter().flat_map(|spec| spec::containers(spec)) {
+        for (_, container) in object.spec.iter().flat_map(spec::containers) {
             let reference = container.image.as_deref().unwrap_or_default();
             let held = self.services.images.ensure(reference, PullPolicy::Never, ProgressSender::none()).await;
             match held {
@@ -126,7 +126,7 @@ impl Worker {
             return;
         };
         let object = Arc::clone(&self.object);
-        let containers = object.spec.iter().flat_map(|spec| spec::containers(spec));
+        let containers = object.spec.iter().flat_map(spec::containers);
         let Some(container) = containers.map(|(_, container)| container).find(|container| container.name == name)
         else {
             return;

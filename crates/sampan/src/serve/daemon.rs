@@ -45,7 +45,9 @@ async fn serve(args: &ServeArgs, ready: std::os::fd::OwnedFd) -> anyhow::Result<
     let mut interrupt = signal(SignalKind::interrupt()).context("the daemon cannot listen for signals")?;
     let store = Store::open(&args.data_dir.join("store.db")).context("serve: the object store cannot be opened")?;
     let mount_room = mount_room(args)?;
-    let images = ImageStore::open(image_config(args, mount_room.clone())?).await.context("serve: the image store cannot be opened")?;
+    let images = ImageStore::open(image_config(args, mount_room.clone())?)
+        .await
+        .context("serve: the image store cannot be opened")?;
     let network = Network::open(network_config(args)?).await.context("serve: the network cannot be set up")?;
     let sandboxes = SandboxConfig { run_dir: args.run_dir.clone(), instance: args.instance.clone() };
     let sandboxes = ProcessSandboxes::open(sandboxes).await.context("serve: sandboxes cannot be made")?;
@@ -106,7 +108,8 @@ fn mount_room(args: &ServeArgs) -> anyhow::Result<Option<Arc<MountRoom>>> {
     }
     let directory = args.run_dir.join("mounts");
     std::fs::create_dir_all(&directory).with_context(|| format!("serve: cannot make {}", directory.display()))?;
-    let room = MountRoom::open(&directory).with_context(|| format!("serve: cannot mount on {}", directory.display()))?;
+    let room =
+        MountRoom::open(&directory).with_context(|| format!("serve: cannot mount on {}", directory.display()))?;
     Ok(Some(Arc::new(room)))
 }
 
