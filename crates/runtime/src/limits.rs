@@ -29,3 +29,8 @@ pub const CREATE_DEADLINE: Duration = Duration::from_secs(30);
 pub const DESTROY_DEADLINE: Duration = Duration::from_secs(30);
 /// Making a file-system template by `mkfs.ext4`.
 pub const TEMPLATE_DEADLINE: Duration = Duration::from_secs(60);
+
+/// How often, and how far apart, a loop device is looked at that is just being let go: it takes milliseconds.
+pub const DETACH_ATTEMPTS_MAX: u32 = 200;
+/// See [`DETACH_ATTEMPTS_MAX`].
+pub const DETACH_PAUSE: Duration = Duration::from_millis(5);

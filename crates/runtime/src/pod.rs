@@ -174,11 +174,13 @@ impl Pod {
             Some(descriptor) => Some(descriptor.try_clone_to_owned().map_err(RuntimeError::host("copy a descriptor"))?),
             None => None,
         };
+        // A directory of its own for every try: an overlay without syncing refuses one that was mounted before.
+        let unique = sampan_kit::id::short().map_err(RuntimeError::host("name the container's directory"))?;
         let work = Preparation {
             parts: Arc::clone(&self.parts),
             user_namespace,
             owner: self.row.first_id,
-            directory: format!("containers/{}-{}", config.name, config.attempt),
+            directory: format!("containers/{}-{}-{unique}", config.name, config.attempt),
             mounts: config.mounts.clone(),
             image,
             log: self.log_path(&config.name, config.attempt),

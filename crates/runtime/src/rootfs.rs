@@ -22,7 +22,7 @@ pub(crate) struct Layers<'fd> {
     pub(crate) user_namespace: Option<BorrowedFd<'fd>>,
     /// The pod's disk.
     pub(crate) disk: &'fd Disk,
-    /// The container's directory on it, such as `containers/main-0`.
+    /// The container's directory on it, such as `containers/main-0-1f2e3d4c5b6a7988`, never used before.
     pub(crate) directory: &'fd str,
     /// The host id of the pod's root.
     pub(crate) owner: u32,

@@ -240,19 +240,18 @@ fn below(
     let Some(sub_path) = sub_path else { return mount::clone_tree(mount_fd, directory, false) };
     let base = if directory.is_empty() { "." } else { directory };
     let root = mount::open_directory(mount_fd, base)?;
-    let place = open_inside(&root, sub_path, Some(owner))?;
+    let place = open_inside(&root, sub_path, owner)?;
     mount::clone_tree(place.as_fd(), "", false)
 }
 
-/// Opens `path` inside `root` without leaving it, making a missing directory when `create_for` names its owner.
-fn open_inside(root: &OwnedFd, path: &str, create_for: Option<u32>) -> io::Result<OwnedFd> {
+/// Opens `path` inside `root` without leaving it, making missing directories as `owner`'s.
+fn open_inside(root: &OwnedFd, path: &str, owner: u32) -> io::Result<OwnedFd> {
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     match openat2(root, path, flags, Mode::empty(), resolve) {
         Err(Errno::NOENT) => {}
         opened => return Ok(opened?),
     }
-    let Some(owner) = create_for else { return Err(Errno::NOENT.into()) };
     let mut parent = rustix::io::fcntl_dupfd_cloexec(root, 0)?;
     for part in path.split('/').filter(|part| !part.is_empty() && *part != ".") {
         if part == ".." {
@@ -274,7 +273,8 @@ fn open_inside(root: &OwnedFd, path: &str, create_for: Option<u32>) -> io::Resul
 fn host_tree(path: &Path, sub_path: Option<&str>, owner: &OwnerNamespace<'_>) -> io::Result<OwnedFd> {
     let place = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
     let place = match sub_path {
-        Some(sub_path) => open_inside(&place, sub_path, None)?,
+        // As the kubelet does it: what is missing is made, root's.
+        Some(sub_path) => open_inside(&place, sub_path, 0)?,
         None => place,
     };
     let tree = mount::clone_tree(place.as_fd(), "", true)?;

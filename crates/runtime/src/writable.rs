@@ -16,7 +16,7 @@ use rustix::mount::MountAttrFlags;
 use sampan_sys::loop_device::{LoopDevice, LoopOptions};
 use sampan_sys::mount::{FsContext, KeptMount, MountRoom};
 
-use crate::limits::{DISK_BYTES_MAX, DISK_BYTES_MIN, FULL_BELOW_BYTES};
+use crate::limits::{DETACH_ATTEMPTS_MAX, DETACH_PAUSE, DISK_BYTES_MAX, DISK_BYTES_MIN, FULL_BELOW_BYTES};
 
 /// Why a pod has no writable layer.
 #[derive(Debug, thiserror::Error)]
@@ -71,7 +71,7 @@ pub(crate) fn mount_image(image: &Path, room: Option<&MountRoom>) -> Result<Disk
     let fail = |step| move |source| DiskError::Image { step, path: image.to_owned(), source };
     let backing = OpenOptions::new().read(true).write(true).open(image).map_err(fail("open"))?;
     let device = match attached_device(image).map_err(fail("find the loop device of"))? {
-        Some(path) => LoopSource::Found(path),
+        Some(found) => found,
         None => LoopSource::New(
             LoopDevice::attach(backing.as_fd(), LoopOptions::default()).map_err(fail("attach a loop device to"))?,
         ),
@@ -85,14 +85,18 @@ pub(crate) fn mount_image(image: &Path, room: Option<&MountRoom>) -> Result<Disk
 }
 
 enum LoopSource {
-    Found(PathBuf),
+    /// Held open, so that it keeps its file until the mount does.
+    Found {
+        path: PathBuf,
+        _held: File,
+    },
     New(LoopDevice),
 }
 
 impl LoopSource {
     fn path(&self) -> &Path {
         match self {
-            Self::Found(path) => path,
+            Self::Found { path, .. } => path,
             Self::New(device) => device.path(),
         }
     }
@@ -236,8 +240,25 @@ fn copy_sparse(from: &Path, to: &Path) -> io::Result<()> {
 }
 
 /// The loop device that already carries this image, after a restart of the daemon.
-fn attached_device(image: &Path) -> io::Result<Option<PathBuf>> {
+///
+/// A pod that ended while nobody watched may be letting go of its device at this moment: then the device can no longer
+/// be opened, or belongs to another file by the time it is, and the search begins again.
+fn attached_device(image: &Path) -> io::Result<Option<LoopSource>> {
     let image = image.canonicalize()?;
+    for _ in 0..DETACH_ATTEMPTS_MAX {
+        let Some(path) = carrier(&image)? else { return Ok(None) };
+        if let Ok(held) = File::open(&path)
+            && carrier(&image)?.as_ref() == Some(&path)
+        {
+            return Ok(Some(LoopSource::Found { path, _held: held }));
+        }
+        std::thread::sleep(DETACH_PAUSE);
+    }
+    Err(io::Error::other("its loop device is neither there nor gone"))
+}
+
+/// The loop device whose backing file is `image` now.
+fn carrier(image: &Path) -> io::Result<Option<PathBuf>> {
     for entry in std::fs::read_dir("/sys/block")? {
         let entry = entry?;
         let backing = entry.path().join("loop/backing_file");
