@@ -26,10 +26,12 @@ pub const SPAN_RECORD_BYTES_MAX: u32 = 256 << 20;
 pub const LAYERS_AT_ONCE: usize = 4;
 /// Bytes handed from thread to thread at a time.
 pub const BUFFER_BYTES: usize = 1 << 20;
-/// Buffers under way in one channel of the pipeline: with four channels and four layers, 64 MiB.
+/// Buffers under way in one channel of the pipeline: with two channels that share them and four layers, some 40 MiB.
 pub const CHANNEL_BUFFERS: usize = 4;
 /// How long an image waits before it is synced to the disk.
 pub const SEAL_DELAY: Duration = Duration::from_secs(10);
+/// Chunks from a registry, of at most 1 MiB, that wait for the inflating thread; the registry client has a queue of its own.
+pub const CHUNKS_QUEUED: usize = 8;
 /// Bytes of one record of an image in the store.
 pub const RECORD_BYTES_MAX: u64 = 64 << 20;
 

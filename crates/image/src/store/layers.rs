@@ -6,6 +6,7 @@ use super::progress::{LayerProgress, LayerState};
 use super::{Inner, Removed};
 use crate::disk::free_bytes;
 use crate::error::ImageError;
+use crate::limits::CHUNKS_QUEUED;
 use crate::unpack::{self, Input, UnpackError, UnpackJob};
 use sampan_kit::error_chain::ErrorChain;
 use sampan_oci::digest::Digest;
@@ -16,8 +17,6 @@ use std::fs::File;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{Semaphore, mpsc, watch};
 
-/// Chunks from the registry that wait for the inflating thread.
-const CHUNKS_QUEUED: usize = 64;
 /// Progress is told when this fraction of a layer has come.
 const PROGRESS_STEPS: u64 = 50;
 
