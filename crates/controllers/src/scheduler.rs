@@ -28,10 +28,18 @@ pub struct Scheduler {
 #[derive(Debug, Default)]
 struct State {
     nodes: BTreeMap<String, Node>,
-    /// By `namespace/name`: where a pod is booked, and for how much.
-    booked: HashMap<String, (String, Amounts)>,
+    /// By `namespace/name`. A name may pass to a younger pod before the older one's end is heard of: the uid tells.
+    booked: HashMap<String, Booking>,
     /// Pods that found no room, oldest first.
     waiting: Vec<Key>,
+}
+
+/// Where a pod is booked, and for how much.
+#[derive(Debug)]
+struct Booking {
+    uid: String,
+    node: String,
+    amounts: Amounts,
 }
 
 impl State {
@@ -39,25 +47,29 @@ impl State {
         self.nodes.values().cloned().collect()
     }
 
-    fn book(&mut self, pod: String, node: &str, amounts: Amounts) {
-        self.release(&pod);
-        if let Some(chosen) = self.nodes.get_mut(node) {
-            chosen.reserved = chosen.reserved.plus(amounts);
+    fn book(&mut self, pod: String, booking: Booking) {
+        self.release(&pod, None);
+        if let Some(node) = self.nodes.get_mut(&booking.node) {
+            node.reserved = node.reserved.plus(booking.amounts);
         }
-        self.booked.insert(pod, (node.to_owned(), amounts));
+        self.booked.insert(pod, booking);
     }
 
-    fn release(&mut self, pod: &str) -> bool {
-        let Some((node, amounts)) = self.booked.remove(pod) else { return false };
-        if let Some(node) = self.nodes.get_mut(&node) {
-            node.reserved = node.reserved.minus(amounts);
+    /// Gives back what a pod holds; with a uid only if it is that very pod. True when there was something.
+    fn release(&mut self, pod: &str, uid: Option<&str>) -> bool {
+        if self.booked.get(pod).is_none_or(|booking| uid.is_some_and(|uid| uid != booking.uid)) {
+            return false;
+        }
+        let Some(booking) = self.booked.remove(pod) else { return false };
+        if let Some(node) = self.nodes.get_mut(&booking.node) {
+            node.reserved = node.reserved.minus(booking.amounts);
         }
         true
     }
 
     fn set_node(&mut self, mut node: Node) {
-        let here = self.booked.values().filter(|(name, _)| *name == node.name);
-        node.reserved = here.fold(Amounts::default(), |sum, (_, amounts)| sum.plus(*amounts));
+        let here = self.booked.values().filter(|booking| booking.node == node.name);
+        node.reserved = here.fold(Amounts::default(), |sum, booking| sum.plus(booking.amounts));
         self.nodes.insert(node.name.clone(), node);
     }
 }
@@ -75,9 +87,7 @@ impl Scheduler {
         let (pods, revision) = self.store.list("pods", None).await?;
         let mut state = self.lock();
         let kept = std::mem::take(&mut *state);
-        for (pod, (node, amounts)) in kept.booked {
-            state.booked.insert(pod, (node, amounts));
-        }
+        state.booked = kept.booked;
         for object in nodes {
             take_node(&mut state, &object.value);
         }
@@ -122,7 +132,7 @@ impl Scheduler {
                     match (is_pod, event.kind) {
                         (true, Change::Deleted) => {
                             state.waiting.retain(|key| *key != event.object.key);
-                            state.release(&pod_name(&event.object.key))
+                            state.release(&pod_name(&event.object.key), Some(uid_of(&event.object.value)))
                         }
                         (true, _) => take_pod(&mut state, &event.object.key, &event.object.value),
                         (false, Change::Deleted) => state.nodes.remove(&event.object.key.name).is_none(),
@@ -162,12 +172,12 @@ impl Scheduler {
                 Ok(_) => return Ok(()),
                 Err(StoreError::Conflict { .. }) => {
                     if bound {
-                        self.lock().release(&pod_name(key));
+                        self.lock().release(&pod_name(key), None);
                     }
                 }
                 Err(error) => {
                     if bound {
-                        self.lock().release(&pod_name(key));
+                        self.lock().release(&pod_name(key), None);
                     }
                     return if matches!(error, StoreError::NotFound(_)) { Ok(()) } else { Err(error) };
                 }
@@ -184,7 +194,8 @@ impl Scheduler {
         match decision {
             Decision::Bind(node) => {
                 if !dry_run {
-                    state.book(pod.to_owned(), &node, demand.amounts);
+                    let uid = uid_of(value).to_owned();
+                    state.book(pod.to_owned(), Booking { uid, node: node.clone(), amounts: demand.amounts });
                 }
                 drop(state);
                 write_binding(value, &node, start, clock.elapsed().as_secs_f64() * 1000.0);
@@ -215,7 +226,8 @@ impl Admission for Scheduler {
             Some(node) => {
                 let amounts = sampan_placement::demand(object).unwrap_or_default().amounts;
                 if !request.dry_run {
-                    self.lock().book(pod, node, amounts);
+                    let (uid, node) = (uid_of(object).to_owned(), node.to_owned());
+                    self.lock().book(pod, Booking { uid, node, amounts });
                 }
             }
             None => {
@@ -231,13 +243,17 @@ impl Admission for Scheduler {
             && !request.dry_run
             && let Some(namespace) = request.namespace
         {
-            self.lock().release(&format!("{namespace}/{}", request.name));
+            self.lock().release(&format!("{namespace}/{}", request.name), None);
         }
     }
 }
 
 fn concerns(request: &AdmissionRequest<'_>) -> bool {
     request.operation == Operation::Create && request.resource == "pods" && request.subresource.is_none()
+}
+
+fn uid_of(pod: &Value) -> &str {
+    pod.pointer("/metadata/uid").and_then(Value::as_str).unwrap_or_default()
 }
 
 fn pod_name(key: &Key) -> String {
@@ -249,16 +265,20 @@ fn take_pod(state: &mut State, key: &Key, pod: &Value) -> bool {
     let name = pod_name(key);
     let phase = pod.pointer("/status/phase").and_then(Value::as_str);
     if matches!(phase, Some("Succeeded" | "Failed")) {
-        return state.release(&name);
+        return state.release(&name, Some(uid_of(pod)));
     }
     let demand = sampan_placement::demand(pod).unwrap_or_else(|error| {
         tracing::error!(pod = name, %error, "a stored pod asks for an unreadable quantity; it counts as nothing");
         Demand::default()
     });
     match pod.pointer("/spec/nodeName").and_then(Value::as_str) {
-        Some(node) => state.book(name, node, demand.amounts),
+        // What is heard of an older pod must not push out its namesake, which admission has booked already.
+        Some(node) if state.booked.get(&name).is_none_or(|booking| booking.uid == uid_of(pod)) => {
+            let (uid, node) = (uid_of(pod).to_owned(), node.to_owned());
+            state.book(name, Booking { uid, node, amounts: demand.amounts });
+        }
         None if !state.waiting.contains(key) => state.waiting.push(key.clone()),
-        None => {}
+        Some(_) | None => {}
     }
     false
 }
@@ -357,6 +377,16 @@ mod tests {
         scheduler.settled(&create("a"), false).await;
         scheduler.admit(&create("b"), &mut second).await.unwrap();
         assert_eq!(second["spec"]["nodeName"], "n1");
+    }
+
+    #[tokio::test]
+    async fn an_older_pods_end_does_not_free_what_its_namesake_holds() {
+        let (_folder, _store, scheduler) = server().await;
+        let mut younger = pod("a", "2");
+        younger["metadata"]["uid"] = "younger".into();
+        scheduler.admit(&create("a"), &mut younger).await.unwrap();
+        assert!(!scheduler.lock().release("default/a", Some("older")));
+        assert!(scheduler.lock().release("default/a", Some("younger")));
     }
 
     #[tokio::test]
