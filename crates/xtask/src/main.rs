@@ -5,15 +5,17 @@
 mod bench;
 mod fuzz;
 mod tidy;
+mod vm;
 
 use std::io::Write;
 use std::process::ExitCode;
 
-const USAGE: &str = "usage: cargo xtask tidy | bench [OPTION…] | fuzz-smoke [--seconds N] [TARGET]
+const USAGE: &str = "usage: cargo xtask tidy | bench [OPTION…] | fuzz-smoke [--seconds N] [TARGET] | vm [OPTION…]
 
   tidy        check layers, sources, licences, duplicate crates and papers
   bench       measure beside containerd, podman and runc; see cargo xtask bench --help
-  fuzz-smoke  feed every parser of foreign bytes its corpus and changes of it, for 10 seconds in all";
+  fuzz-smoke  feed every parser of foreign bytes its corpus and changes of it, for 10 seconds in all
+  vm          try the service on Debian's kernels in an emulated machine; see cargo xtask vm --help";
 
 fn main() -> anyhow::Result<ExitCode> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -23,6 +25,7 @@ fn main() -> anyhow::Result<ExitCode> {
         ["tidy"] => tidy::run(&mut out),
         ["bench", arguments @ ..] => bench::run(arguments),
         ["fuzz-smoke", arguments @ ..] => fuzz::smoke(arguments),
+        ["vm", arguments @ ..] => vm::run(arguments),
         [] | ["help" | "--help" | "-h"] => {
             writeln!(out, "{USAGE}")?;
             Ok(ExitCode::SUCCESS)
