@@ -28,6 +28,9 @@ pub const WRITE_RETRY: Duration = Duration::from_secs(1);
 pub const LOG_LINE_BYTES_MAX: usize = (16 << 10) + 128;
 /// Bytes of log handed to a client at once.
 pub const LOG_CHUNK_BYTES: usize = 64 << 10;
+/// Processes and threads of one container, execs included: a fork bomb takes nothing from its neighbours. Kubernetes has
+/// no field for it; podman's default is 2048, the usual `podPidsLimit` of clusters 1024 to 4096.
+pub const PIDS_MAX: u64 = 4096;
 /// Kubernetes' default where neither pod nor deletion says.
 pub const GRACE_DEFAULT: Duration = Duration::from_secs(30);
 /// Progress reports of a pull waiting for a slow client.

@@ -19,6 +19,7 @@ use sampan_runtime::volume::{HostPathKind, VolumeConfig, VolumeMount, VolumeSour
 use sampan_sandbox::{Resources, User};
 
 use crate::lifecycle::{RestartPolicy, Role, Slot};
+use crate::limits::PIDS_MAX;
 
 /// Annotation with a symbolic user, `NAME[:GROUP]`, as `sampan run --user` takes it.
 pub const USER_ANNOTATION: &str = "sampan.dev/user";
@@ -321,7 +322,10 @@ pub fn container_config(
         stdin: container.stdin == Some(true),
         stdin_once: container.stdin_once == Some(true),
         mounts: container.volume_mounts.iter().flatten().map(volume_mount).collect::<Result<_, _>>()?,
-        resources: container.resources.as_ref().map_or(Ok(Resources::default()), resources)?,
+        resources: Resources {
+            pids_max: Some(PIDS_MAX),
+            ..container.resources.as_ref().map_or(Ok(Resources::default()), resources)?
+        },
         capabilities: CapabilityChange {
             add: capabilities.add.unwrap_or_default(),
             drop: capabilities.drop.unwrap_or_default(),

@@ -310,6 +310,7 @@ impl Worker {
                 Ok(pod) => {
                     let pod = Arc::new(pod);
                     self.apply_object(&pod);
+                    self.report.compare(&object);
                     self.object = pod;
                 }
                 Err(error) => tracing::error!(pod = %self.key, %error, "the stored pod cannot be read"),

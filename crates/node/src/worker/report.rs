@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod as PodObject;
 use sampan_runtime::pod::Pod;
 use sampan_runtime::timeline::{Phase, Timeline};
-use sampan_store::StoreError;
+use sampan_store::{Object, StoreError};
 use serde_json::{Value, json};
 
 use super::{Held, Worker};
@@ -21,6 +21,8 @@ const TIMELINE_ANNOTATION: &str = "sampan.dev/timeline";
 #[derive(Debug, Default)]
 pub(super) struct Report {
     written: Option<Value>,
+    /// The revision that `written` got.
+    revision: u64,
     changed_at: Option<Timestamp>,
     /// Ends of containers that the agent may forget once they stand in the store.
     acknowledgements: Vec<(Arc<Pod>, u64)>,
@@ -29,6 +31,13 @@ pub(super) struct Report {
 impl Report {
     pub(super) fn acknowledge_after_write(&mut self, pod: Arc<Pod>, event: u64) {
         self.acknowledgements.push((pod, event));
+    }
+
+    /// What a client wrote over the node's own account of the pod is written over in turn.
+    pub(super) fn compare(&mut self, stored: &Object) {
+        if stored.revision > self.revision && self.written.as_ref() != stored.value.get("status") {
+            self.written = None;
+        }
     }
 
     pub(super) fn forget_acknowledgements(&mut self) {
@@ -155,7 +164,10 @@ impl Worker {
             }
             self.annotate_timeline(&mut value);
             match self.services.store.update(&self.key, Some(object.revision), value).await {
-                Ok(_) => return true,
+                Ok(stored) => {
+                    self.report.revision = stored.revision;
+                    return true;
+                }
                 Err(StoreError::Conflict { .. }) => {}
                 Err(error) => {
                     tracing::error!(pod = %self.key, %error, "the pod's status cannot be stored");
@@ -181,6 +193,15 @@ impl Worker {
     pub(super) async fn delete_object(&mut self) -> bool {
         match self.services.store.get(&self.key).await {
             Ok(Some(object)) if object.value.pointer("/metadata/uid").and_then(Value::as_str) == Some(&self.uid) => {
+                if object
+                    .value
+                    .pointer("/metadata/finalizers")
+                    .and_then(Value::as_array)
+                    .is_some_and(|held| !held.is_empty())
+                {
+                    // Whoever holds it changes it when he is done, and then the worker comes here again.
+                    return false;
+                }
                 match self.services.store.delete(&self.key, Some(object.revision)).await {
                     Ok(_) | Err(StoreError::NotFound(_)) => true,
                     Err(error) => {
