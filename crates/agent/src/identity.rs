@@ -79,6 +79,9 @@ pub(crate) fn resolve(user: &User, supplemental: &[u32], passwd: &str, group: &s
         }
         User::Named(text) => resolve_named(text, passwd, group)?,
     };
+    // The primary group is among them, as in docker and containerd: else a set-gid program could drop it, and with it
+    // what is denied to that group.
+    identity.groups.push(identity.gid);
     identity.groups.extend_from_slice(supplemental);
     identity.groups.sort_unstable();
     identity.groups.dedup();
@@ -134,13 +137,13 @@ mod tests {
 
     #[test]
     fn resolves_names_and_numbers() {
-        assert_eq!(named(""), Ok(identity(0, 0, &[40], Some("/root"))));
+        assert_eq!(named(""), Ok(identity(0, 0, &[0, 40], Some("/root"))));
         assert_eq!(named("web"), Ok(identity(33, 34, &[34, 40], Some("/var/www"))));
         assert_eq!(named("33"), named("web"));
-        assert_eq!(named("web:logs"), Ok(identity(33, 40, &[], Some("/var/www"))));
-        assert_eq!(named("1234"), Ok(identity(1234, 0, &[], None)));
-        assert_eq!(named("1234:55"), Ok(identity(1234, 55, &[], None)));
-        assert_eq!(named("7"), Ok(identity(70, 71, &[], Some("/seven"))), "a name that looks like a number is a name");
+        assert_eq!(named("web:logs"), Ok(identity(33, 40, &[40], Some("/var/www"))));
+        assert_eq!(named("1234"), Ok(identity(1234, 0, &[0], None)));
+        assert_eq!(named("1234:55"), Ok(identity(1234, 55, &[55], None)));
+        assert_eq!(named("7"), Ok(identity(70, 71, &[71], Some("/seven"))), "a name that looks like a number is a name");
         assert_eq!(named("nobody"), Err(Refusal::UnknownUser { user: "nobody".into() }));
         assert_eq!(named("web:none"), Err(Refusal::UnknownUser { user: "web:none".into() }));
     }
@@ -148,7 +151,7 @@ mod tests {
     #[test]
     fn adds_supplemental_groups() {
         let user = User::Ids { uid: 33, gid: 1, groups: vec![9] };
-        assert_eq!(resolve(&user, &[5, 9], PASSWD, GROUP), Ok(identity(33, 1, &[5, 9], Some("/var/www"))));
+        assert_eq!(resolve(&user, &[5, 9], PASSWD, GROUP), Ok(identity(33, 1, &[1, 5, 9], Some("/var/www"))));
     }
 
     proptest! {

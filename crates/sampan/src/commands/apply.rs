@@ -18,6 +18,9 @@ use crate::limits::MANIFEST_BYTES_MAX;
 use crate::output::print_line;
 use crate::pods::{items, list, text};
 
+/// A field that the service does not know is a mistake, not something to leave out in silence; as kubectl does it.
+const STRICT: &str = "?fieldValidation=Strict";
+
 const EXAMPLES: &str = "\
 Examples:
   sampan apply -f pod.yaml            create what is in the file, or change it to match
@@ -193,8 +196,10 @@ async fn apply(context: &Context, kinds: &mut Kinds<'_>, object: Value) -> Resul
         let address = format!("{collection}/{}", encode(name));
         match context.client.get(&address).await {
             Ok(before) => {
-                let patched =
-                    context.client.call(Method::PATCH, &address, Some((STRATEGIC_MERGE_PATCH, &object))).await;
+                let patched = context
+                    .client
+                    .call(Method::PATCH, &(address + STRICT), Some((STRATEGIC_MERGE_PATCH, &object)))
+                    .await;
                 let after = patched.map_err(|error| error.about(&thing))?;
                 let revision = |object: &Value| text(object, "/metadata/resourceVersion").to_owned();
                 let changed = revision(&before) != revision(&after);
@@ -204,7 +209,7 @@ async fn apply(context: &Context, kinds: &mut Kinds<'_>, object: Value) -> Resul
             Err(error) => return Err(error.about(&thing)),
         }
     }
-    let created = context.client.call(Method::POST, &collection, Some((JSON, &object))).await;
+    let created = context.client.call(Method::POST, &(collection + STRICT), Some((JSON, &object))).await;
     Ok(shown(&created.map_err(|error| error.about(&thing))?, "created"))
 }
 
