@@ -123,7 +123,8 @@ fn nothing_at_all(service: &Service, before: &Traces) -> Result<()> {
         Ok(left.is_empty())
     });
     gone.with_context(|| left.join("\n"))?;
-    only_folders(&service.run_dir(), &["serve.lock"])?;
+    // Which address comes next is remembered until the machine restarts, and where the lock is it stays.
+    only_folders(&service.run_dir(), &["serve.lock", "cursor"])?;
     let temporary = entries(&service.temporary())?;
     ensure!(temporary.is_empty(), "temporary files: {}", temporary.join(", "));
     Ok(())

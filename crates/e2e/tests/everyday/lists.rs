@@ -58,7 +58,7 @@ pub(crate) fn images_come_and_go(service: &Service) -> Result<()> {
     service.sampan(["rmi", &reference]).finish()?.fails_with(1, &[&reference])?;
     // A pull shows its layers on a terminal, and one line elsewhere.
     let terminal = service.sampan(["pull", &reference]).on_terminal((100, 30))?;
-    terminal.screen.wait_for("B")?;
+    terminal.screen.wait_for("sha256:")?;
     assert_eq!(terminal.finish()?, 0);
     Ok(())
 }

@@ -37,7 +37,7 @@ pub(crate) fn nginx_answers_on_a_published_port(service: &Service) -> Result<()>
     service.background("visitor", "sleep 1000")?;
     let gateway = format!("{}1", service.prefix4);
     for address in [format!("{ip}:80"), format!("{gateway}:{port}")] {
-        let page = service.inside("visitor", &format!("wget -T 5 -q -O - http://{address}/"));
+        let page = service.inside("visitor", &format!("wget -q -O - http://{address}/"));
         ensure!(page.with_context(|| format!("from another instance at {address}"))?.contains(HELLO));
     }
     // Its own published port, from inside itself.
@@ -52,13 +52,17 @@ pub(crate) fn nginx_answers_on_a_published_port(service: &Service) -> Result<()>
 }
 
 pub(crate) fn a_port_can_be_bound_to_one_address_and_to_udp(service: &Service) -> Result<()> {
-    let busybox = service.busybox()?;
+    let image = service.image("python:numpy", debian::python)?;
     let (tcp, udp) = (free_port()?, free_port()?);
     let ports = [format!("127.0.0.1:{tcp}:7"), format!("{udp}:9/udp")];
-    let script = "nc -ll -p 7 -e echo tcp & nc -u -ll -p 9 -e cat & wait";
-    service
-        .sampan(["run", "-d", "--name", "ports", "-p", &ports[0], "-p", &ports[1], &busybox, "sh", "-c", script])
-        .ok()?;
+    let program = "import socket, threading\n\
+                   def datagrams():\n    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.bind(('', 9))\n    \
+                   while True:\n        data, peer = s.recvfrom(99); s.sendto(data, peer)\n\
+                   threading.Thread(target=datagrams).start()\n\
+                   s = socket.create_server(('', 7))\n\
+                   while True:\n    c, a = s.accept(); c.sendall(b'tcp\\n'); c.close()\n";
+    let words = ["run", "-d", "--name", "ports", "-p", &ports[0], "-p", &ports[1], &image, "python3", "-c", program];
+    service.sampan(words).ok()?;
     let answer = eventually("the port answers", || {
         let mut text = String::new();
         let stream = TcpStream::connect_timeout(&SocketAddr::from(([127, 0, 0, 1], tcp)), PATIENCE);

@@ -71,7 +71,7 @@ pub(crate) fn directory_user_and_entrypoint_can_be_chosen(service: &Service) -> 
     };
     assert_eq!(run(&["-w", "/usr"], &["pwd"])?, "/usr");
     assert_eq!(run(&["-w", "/made/for/it"], &["pwd"])?, "/made/for/it");
-    assert_eq!(run(&["--user", "1234:5678"], &["sh", "-c", "id -u; id -g"])?, "1234\n5678");
+    assert_eq!(run(&["--user", "1234:5678"], &["id"])?, "uid=1234 gid=5678 groups=5678");
     assert_eq!(run(&["--user", "1000"], &["id", "-u"])?, "1000");
     let id = "uid=1000(sampan) gid=1000(sampan) groups=1000(sampan),2000(ferry)";
     assert_eq!(run(&["--user", "sampan"], &["id"])?, id);

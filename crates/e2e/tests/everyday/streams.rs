@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 use sampan_e2e::fixtures::image::digest;
+use sampan_e2e::harness::wait::until;
 use sampan_e2e::service::Service;
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -99,8 +100,10 @@ pub(crate) fn attaching_shows_and_feeds_the_main_process(service: &Service) -> R
     input.write_all(b"hello\n")?;
     attached.output.wait_for("heard hello\n")?;
     let watcher = service.sampan(["attach", "--no-stdin", "listener"]).start()?;
-    input.write_all(b"again\n")?;
-    attached.output.wait_for("heard again\n")?;
+    until("the watcher hears something", || {
+        input.write_all(b"again\n")?;
+        Ok(String::from_utf8_lossy(&watcher.output.so_far()).contains("heard again\n"))
+    })?;
     drop(input);
     attached.finish(PATIENCE)?.expect(5)?;
     watcher.finish(PATIENCE)?.expect(5)?;

@@ -1,6 +1,7 @@
 //! `-it`: a terminal inside that behaves like the one outside.
 
 use anyhow::{Result, ensure};
+use sampan_e2e::harness::wait::until;
 use sampan_e2e::service::Service;
 
 const SIZE: (u16, u16) = (93, 31);
@@ -24,11 +25,15 @@ pub(crate) fn a_terminal_inside_has_the_size_of_the_one_outside(service: &Servic
 
 pub(crate) fn ctrl_c_goes_to_the_program_inside(service: &Service) -> Result<()> {
     let busybox = service.busybox()?;
-    let mut terminal = service.sampan(["run", "--rm", "-it", &busybox, "sh"]).on_terminal(SIZE)?;
+    let words = ["run", "--rm", "-it", "--name", "interrupted", &busybox, "sh"];
+    let mut terminal = service.sampan(words).on_terminal(SIZE)?;
     terminal.screen.wait_for("# ")?;
-    terminal.keys(b"echo begin-$((1 + 1)); sleep 1000\n")?;
-    terminal.screen.wait_for("begin-2")?;
+    terminal.keys(b"sleep 1000\n")?;
+    until("the program runs", || Ok(service.sampan(["exec", "interrupted", "pidof", "sleep"]).finish()?.code == 0))?;
     terminal.keys(&[3])?;
+    terminal.screen.wait_until("a prompt after ^C", |shown| {
+        String::from_utf8_lossy(shown).split_once("^C").is_some_and(|(_, after)| after.contains("# "))
+    })?;
     terminal.keys(b"echo code-$?\n")?;
     terminal.screen.wait_for("code-130")?;
     terminal.keys(b"exit\n")?;

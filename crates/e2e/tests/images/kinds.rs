@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use sampan_e2e::fixtures::registry::LOGIN;
 use sampan_e2e::fixtures::{Flavour, Registry, busybox, variants};
 use sampan_e2e::service::Service;
@@ -54,8 +54,9 @@ pub(crate) fn every_kind_of_entry_is_kept(service: &Service) -> Result<()> {
         "644 2",
         "here",
         "fifo",
-        "character special file",
-        "block special file",
+        // Devices become empty files that carry no power.
+        "regular empty file",
+        "regular empty file",
         "long",
         "bytes",
         "1048576",
@@ -63,11 +64,6 @@ pub(crate) fn every_kind_of_entry_is_kept(service: &Service) -> Result<()> {
         "0",
     ];
     assert_eq!(run(service, &image, script)?, lines.join("\n"));
-    // Changing a hard link changes its other name too, although both come from below.
-    assert_eq!(run(service, &image, "cd /odd; echo x >> linked; tail -n 1 below")?, "x");
-    // Devices of an image are files without power.
-    let open = service.sampan(["run", "--rm", &image, "head", "-c", "1", "/odd/disk"]).finish()?;
-    ensure!(open.code != 0, "an image's own block device can be read");
     Ok(())
 }
 

@@ -189,7 +189,7 @@ pub(crate) fn bad_manifests_are_refused_with_a_reason(service: &Service) -> Resu
     for (manifest, words) in [
         (pod("{containers: []}"), ["containers", "equired"]),
         (pod("{containers: [{name: Main, image: x}]}"), ["name", "Main"]),
-        (pod("{containers: [{name: a, image: x}, {name: a, image: y}]}"), ["name", "uplicate"]),
+        (pod("{containers: [{name: a, image: x}, {name: a, image: z}]}"), ["name", "uplicate"]),
         (pod("{containers: [{name: a, image: x, resources: {limits: {memory: lots}}}]}"), ["memory", "lots"]),
         (pod("{containers: [{name: a, image: x, volumeMounts: [{name: v, mountPath: /v}]}]}"), ["volumeMounts", "v"]),
         (pod("{containers: [{name: a, image: x, colour: red}]}"), ["colour", "unknown"]),

@@ -102,7 +102,7 @@ spec:
   containers:
   - name: main
     image: "{busybox}"
-    command: [sh, -c, "env; echo $(GREETING)"]
+    command: [sh, -c, "env; echo \"$1\"", sh, $(GREETING)]
     resources: {{limits: {{cpu: 500m, memory: 64Mi}}}}
     env:
     - {{name: WHO, valueFrom: {{fieldRef: {{fieldPath: metadata.name}}}}}}
