@@ -18,6 +18,7 @@ fi
 if wanted unit; then
   say "unit, property and conformance tests"
   cargo test --workspace --exclude sampan-e2e --exclude sampan-bench --locked
+  cargo xtask fuzz-smoke
 fi
 if wanted e2e; then
   say "end-to-end tests: real registry, real images, real kernel, real kubectl"

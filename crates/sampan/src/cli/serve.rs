@@ -33,7 +33,7 @@ pub(crate) struct ServeArgs {
     /// Where to serve the API over TLS for kubectl, besides the Unix socket; `none` for nowhere.
     #[arg(long, default_value = "127.0.0.1:7443", value_name = "ADDRESS")]
     pub(crate) listen: Listen,
-    /// The IPv4 addresses for instances (default 10.88.0.0/16).
+    /// The IPv4 addresses for instances (default: the first of 10.187.0.0/16 and some others that no route uses).
     #[arg(long, value_name = "CIDR", value_parser = values::cidr4)]
     pub(crate) pod_cidr4: Option<String>,
     /// The IPv6 addresses for instances (default: a unique local prefix).
@@ -42,12 +42,9 @@ pub(crate) struct ServeArgs {
     /// A registry, HOST or HOST:PORT, that may be reached by plain HTTP or with a certificate nobody vouches for.
     #[arg(long, value_name = "HOST")]
     pub(crate) insecure_registry: Vec<String>,
-    /// The largest image that is accepted, unpacked, as a quantity such as 20Gi.
+    /// The most that one layer of an image may unpack to, as a quantity such as 20Gi.
     #[arg(long, value_name = "QUANTITY", value_parser = values::size)]
     pub(crate) image_size_max: Option<String>,
-    /// A file with further settings.
-    #[arg(long, value_name = "FILE")]
-    pub(crate) config: Option<PathBuf>,
 }
 
 impl ServeArgs {
@@ -71,9 +68,6 @@ impl ServeArgs {
         }
         for host in &self.insecure_registry {
             option("--insecure-registry", host.into());
-        }
-        if let Some(config) = &self.config {
-            option("--config", config.into());
         }
         words
     }

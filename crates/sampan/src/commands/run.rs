@@ -278,7 +278,11 @@ fn explain_end(name: &str, pod: &Value, end: &End) {
 
 /// The line about an instance that never started.
 fn never(image: &str, reason: &str, message: &str) -> String {
-    let message = if message.is_empty() { reason } else { message };
+    let message = match (message, reason) {
+        ("", "") => "it was stopped before it ran",
+        ("", reason) => reason,
+        (message, _) => message,
+    };
     let way_out = match reason {
         "Unschedulable" => "; ask for less, or stop other instances",
         "ErrImageNeverPull" => "; pull it first, or run without --pull never",

@@ -49,13 +49,17 @@ async fn serve(args: &ServeArgs, ready: std::os::fd::OwnedFd) -> anyhow::Result<
         .await
         .context("serve: the image store cannot be opened")?;
     let network = Network::open(network_config(args)?).await.context("serve: the network cannot be set up")?;
+    for obstacle in network.obstacles().await.context("serve: the host's firewall cannot be looked at")? {
+        tracing::warn!(%obstacle, "another firewall of this host drops what instances send");
+    }
     let sandboxes = SandboxConfig { run_dir: args.run_dir.clone(), instance: args.instance.clone() };
     let sandboxes = ProcessSandboxes::open(sandboxes).await.context("serve: sandboxes cannot be made")?;
     let runtime = Runtime::open(RuntimeConfig { data_dir: args.data_dir.clone(), mount_room }, sandboxes, network)
         .context("serve: the runtime cannot be opened")?;
     let node_config = NodeConfig { name: None, data_dir: args.data_dir.clone() };
-    let node =
-        Node::open(&node_config, store.clone(), runtime, images).await.context("serve: the node cannot start")?;
+    let node = Node::open(&node_config, store.clone(), runtime, images.clone())
+        .await
+        .context("serve: the node cannot start")?;
     let scheduler = Scheduler::open(store.clone()).await.context("serve: the scheduler cannot start")?;
     let api = ApiServer::start(server_config(args), store.clone(), Arc::new(node.clone()), Arc::new(scheduler.clone()))
         .await
@@ -85,6 +89,7 @@ async fn serve(args: &ServeArgs, ready: std::os::fd::OwnedFd) -> anyhow::Result<
     api.stop().await;
     work.shutdown().await;
     node.close().await.context("serve: the host cannot be left clean; the next start tries again")?;
+    images.close().await;
     outcome
 }
 
