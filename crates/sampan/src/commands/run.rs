@@ -116,7 +116,7 @@ pub(crate) struct RunArgs {
     /// The keys that leave it running, with -it.
     #[arg(long, value_name = "KEYS", default_value = "ctrl-p,ctrl-q")]
     pub(crate) detach_keys: DetachKeys,
-    /// The image, or oci:DIR[:TAG], and the command to run instead of the image's.
+    /// The image, or `oci:DIR[:TAG]`, and the command to run instead of the image's.
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_names = ["IMAGE", "COMMAND"])]
     pub(crate) image_and_command: Vec<String>,
 }
