@@ -90,7 +90,7 @@ proptest! {
             eprintln!("SKIPPED: the kernel's own reading needs root");
             return Ok(());
         }
-        let mount = crate::store::mount_files(&built.files).unwrap();
+        let mount = crate::store::mount_image(&built.files).unwrap();
         let root = PathBuf::from(format!("/proc/self/fd/{}/.", mount.as_raw_fd()));
         assert_same(&expected, &read_back::directory(&root), "the kernel");
     }

@@ -8,7 +8,7 @@ use super::catalog::Image;
 use crate::error::ImageError;
 use rustix::mount::MountAttrFlags;
 use sampan_sys::loop_device::{LoopDevice, LoopOptions};
-use sampan_sys::mount::{FsContext, KeptMount};
+use sampan_sys::mount::{FsContext, KeptMount, os_error};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -29,14 +29,7 @@ impl Inner {
         let devices = devices.ok_or_else(|| ImageError::Unknown { reference: image.reference.clone() })?;
         let mut files = vec![self.paths.metadata(&image.id)];
         files.extend(devices.iter().map(|diff_id| self.paths.blob(diff_id)));
-        let mount = mount_files(&files).or_else(|error| match error.kind() {
-            // A kernel that mounts block devices only says ENOTBLK, whose kind has no name.
-            _ if sampan_sys::mount::os_error(&error) == Some(rustix::io::Errno::NOTBLK.raw_os_error()) => {
-                mount_loops(&files)
-            }
-            _ => Err(error),
-        });
-        let mount = mount.map_err(failed)?;
+        let mount = mount_image(&files).map_err(failed)?;
         let given = mount.try_clone().map_err(failed)?;
         let kept = KeptMount::new(mount, self.config.mount_room.as_deref()).map_err(failed)?;
         mounts.insert(image.id, kept);
@@ -44,7 +37,16 @@ impl Inner {
     }
 }
 
-pub(crate) fn mount_files(files: &[PathBuf]) -> io::Result<OwnedFd> {
+/// Mounts metadata and blobs in the way that this kernel has.
+pub(crate) fn mount_image(files: &[PathBuf]) -> io::Result<OwnedFd> {
+    mount_files(files).or_else(|error| match os_error(&error) {
+        // What a kernel says that mounts block devices only.
+        Some(errno) if errno == rustix::io::Errno::NOTBLK.raw_os_error() => mount_loops(files),
+        _ => Err(error),
+    })
+}
+
+fn mount_files(files: &[PathBuf]) -> io::Result<OwnedFd> {
     // Long paths are given by descriptor; the descriptors must live until the superblock is made.
     let mut open = Vec::new();
     let mut names = Vec::with_capacity(files.len());
