@@ -172,7 +172,14 @@ impl NodeLink for Node {
         }
         let live = self.running(pod, &container).await?;
         let attempt = view.borrow().containers.get(&container).map_or(0, |container| container.attempt);
-        let attached = live.sandbox().attach(&container).map_err(|error| sandbox_refusal(&error)).await?;
+        let sandbox = live.sandbox();
+        let (stdin, stdout, stderr) = if options.stdin {
+            let attached = sandbox.attach(&container).map_err(|error| sandbox_refusal(&error)).await?;
+            (Some(attached.stdin), attached.stdout, attached.stderr)
+        } else {
+            let (stdout, stderr) = sandbox.listen(&container).map_err(|error| sandbox_refusal(&error)).await?;
+            (None, stdout, stderr)
+        };
         let name = container.clone();
         let exit = async move {
             let is_over =
@@ -183,9 +190,9 @@ impl NodeLink for Node {
             RemoteExit::Code(0)
         };
         Ok(RemoteStreams {
-            stdin: options.stdin.then(|| Box::new(attached.stdin) as _),
-            stdout: options.stdout.then(|| Box::new(attached.stdout) as _),
-            stderr: (options.stderr && !options.tty).then(|| Box::new(attached.stderr) as _),
+            stdin: stdin.map(|stdin| Box::new(stdin) as _),
+            stdout: options.stdout.then(|| Box::new(stdout) as _),
+            stderr: (options.stderr && !options.tty).then(|| Box::new(stderr) as _),
             resize: options.tty.then(|| attach_resizer(live, container)),
             exit: exit.boxed(),
         })

@@ -209,14 +209,29 @@ impl ProcessSandbox {
     /// Takes part in a container's standard streams from now on; the first one is told at most 64 KiB of what a terminal
     /// (or a container with `stdin_once`) said before. Input is ignored by a container without stdin.
     pub async fn attach(&self, container: &str) -> Result<Attached, SandboxError> {
-        let (ours, theirs) = make_pipes(true).map_err(SandboxError::io("make pipes"))?;
+        let (stdin, stdout, stderr) = self.take_part(container, true).await?;
+        Ok(Attached { stdin: stdin.ok_or(SandboxError::UnexpectedAnswer)?, stdout, stderr })
+    }
+
+    /// The same for one who has nothing to say: only standard output and standard error. Where input ends with the first
+    /// who attached to it, listeners do not count.
+    pub async fn listen(&self, container: &str) -> Result<(Output, Output), SandboxError> {
+        let (_, stdout, stderr) = self.take_part(container, false).await?;
+        Ok((stdout, stderr))
+    }
+
+    async fn take_part(
+        &self,
+        container: &str,
+        with_stdin: bool,
+    ) -> Result<(Option<Input>, Output, Output), SandboxError> {
+        let (ours, theirs) = make_pipes(with_stdin).map_err(SandboxError::io("make pipes"))?;
         let mut outgoing = Outgoing::default();
         let [stdin, stdout, stderr] = theirs.map(|pipe| pipe.map(|pipe| outgoing.add(pipe)));
         let request = Request::Attach { container: container.to_owned(), stdin, stdout, stderr };
         self.command(request, outgoing).await?;
-        let [Some(stdin), Some(stdout), Some(stderr)] = ours else { return Err(SandboxError::UnexpectedAnswer) };
-        let open =
-            || Ok(Attached { stdin: Input::new(stdin)?, stdout: Output::new(stdout)?, stderr: Output::new(stderr)? });
+        let [stdin, Some(stdout), Some(stderr)] = ours else { return Err(SandboxError::UnexpectedAnswer) };
+        let open = || Ok((stdin.map(Input::new).transpose()?, Output::new(stdout)?, Output::new(stderr)?));
         open().map_err(SandboxError::io("open the streams"))
     }
 
