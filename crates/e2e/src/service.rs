@@ -6,6 +6,7 @@ use std::fs::{self, File};
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -53,6 +54,15 @@ pub struct Service {
 impl Service {
     /// Starts one for a test program.
     pub fn start(suite: &str) -> Result<Self> {
+        let service = Self::prepare(suite)?;
+        service.serve()?;
+        Ok(service)
+    }
+
+    /// Makes everything that one needs, and leaves it to the test to start it with [`serve`](Self::serve).
+    pub fn prepare(suite: &str) -> Result<Self> {
+        /// Several services of one program have different addresses.
+        static PREPARED: AtomicU32 = AtomicU32::new(0);
         ensure!(
             rustix::process::geteuid().is_root(),
             "end-to-end tests make namespaces, mounts and interfaces: run them as root"
@@ -63,9 +73,10 @@ impl Service {
             fs::create_dir(folder.path().join(name))?;
         }
         let pid = std::process::id();
-        let (high, low) = (100 + pid / 250 % 150, pid % 250);
+        let number = pid.wrapping_mul(7).wrapping_add(PREPARED.fetch_add(1, Ordering::Relaxed));
+        let (high, low) = (100 + number / 250 % 150, number % 250);
         let port = free_port()?;
-        let service = Self {
+        Ok(Self {
             instance: format!("e2e-{suite}-{pid}"),
             prefix4: format!("10.{high}.{low}."),
             prefix6: format!("fd5a:e2e:{high:x}:{low:x}::"),
@@ -75,9 +86,7 @@ impl Service {
             folder,
             supervisor: Mutex::new(None),
             pushed: Mutex::new(HashSet::new()),
-        };
-        service.serve()?;
-        Ok(service)
+        })
     }
 
     /// Starts the supervisor and waits until the service is ready. It must not run.

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use sampan_e2e::harness::pod::{first_status, text};
+use sampan_e2e::harness::wait::until;
 use sampan_e2e::service::Service;
 
 pub(crate) fn stopping_asks_first_and_kills_then(service: &Service) -> Result<()> {
@@ -89,7 +90,7 @@ pub(crate) fn a_failed_container_is_started_again(service: &Service) -> Result<(
     let last = &first_status(&pod)["lastState"]["terminated"];
     assert_eq!((&last["exitCode"], text(last, "/reason")), (&3.into(), "Error"));
     assert_eq!(service.sampan(["logs", "--previous", "again"]).ok()?, "run 0");
-    assert_eq!(service.sampan(["logs", "again"]).ok()?, "run 1");
+    until("it says which run it is", || Ok(service.sampan(["logs", "again"]).ok()? == "run 1"))?;
     let listed = service.sampan(["ps"]).ok()?;
     ensure!(listed.contains("1 restart"), "{listed}");
     service.remove(["again"])

@@ -1,5 +1,6 @@
 //! Every kind of image that there is, and every kind of bad input: one runs, the other leaves one line and nothing else.
 
+mod full_disk;
 mod kinds;
 mod refusals;
 
@@ -11,6 +12,7 @@ fn main() -> ExitCode {
     harness::run(
         "images",
         tests![
+            full_disk::a_full_disk_of_the_host_is_an_error_with_a_reason,
             refusals::layers_that_are_far_larger_than_they_look,
             kinds::every_compression_and_flavour_runs,
             kinds::an_index_gives_this_machines_image,
