@@ -8,6 +8,13 @@ pub(crate) const READ_BYTES: usize = 64 * 1024;
 /// The longest log line written in one piece; a longer one is cut into partial ones, as containerd does.
 pub(crate) const LOG_LINE_BYTES_MAX: usize = 16 * 1024;
 
+/// What a run's log may take of the host's disk: beyond it the older half is given back. The kubelet keeps 10 MiB in each
+/// of five files.
+pub(crate) const LOG_BYTES_MAX: u64 = 128 << 20;
+/// Space is given back in whole blocks of the file system.
+pub(crate) const LOG_BLOCK_BYTES: u64 = 4096;
+const _: () = assert!(LOG_BYTES_MAX.is_multiple_of(2 * LOG_BLOCK_BYTES), "half a log is whole blocks");
+
 /// What is kept of a container's output for the first one who attaches.
 pub(crate) const REPLAY_BYTES_MAX: usize = 64 * 1024;
 

@@ -3,12 +3,16 @@
 //! `2026-01-02T03:04:05.678901234Z stdout F text`: the time, the stream, `F` for a full line or `P` for a piece of one
 //! (kubernetes/kubernetes `pkg/kubelet/kuberuntime/logs`). A line longer than the limit is cut into pieces, and so is what
 //! a stream ends with without a line feed, so that a reader can put back together exactly what was written.
+//!
+//! The log of one run takes at most `LOG_BYTES_MAX` of the disk: its oldest part becomes a hole, so that followers keep
+//! their place and readers begin where the data does.
 
 use std::os::fd::OwnedFd;
 
+use rustix::fs::FallocateFlags;
 use sampan_wire::agent::Instant;
 
-use crate::limits::LOG_LINE_BYTES_MAX;
+use crate::limits::{LOG_BLOCK_BYTES, LOG_BYTES_MAX, LOG_LINE_BYTES_MAX};
 
 /// Which stream a line came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,17 +25,23 @@ pub(crate) enum Source {
 #[derive(Debug)]
 pub(crate) struct Log {
     file: OwnedFd,
+    /// Bytes of the file, hole included.
+    length: u64,
+    /// Where its hole ends.
+    kept_from: u64,
     stdout: Vec<u8>,
     stderr: Vec<u8>,
 }
 
 impl Log {
     pub(crate) fn new(file: OwnedFd) -> Self {
-        Self { file, stdout: Vec::new(), stderr: Vec::new() }
+        let length = length(&file);
+        Self { file, length, kept_from: 0, stdout: Vec::new(), stderr: Vec::new() }
     }
 
     /// Goes on in another file.
     pub(crate) fn reopen(&mut self, file: OwnedFd) {
+        (self.length, self.kept_from) = (length(&file), 0);
         self.file = file;
     }
 
@@ -59,15 +69,38 @@ impl Log {
     }
 
     /// A log that cannot be written (disk full) loses lines; the container goes on.
-    fn append(&self, mut bytes: &[u8]) {
+    fn append(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
             match rustix::io::write(&self.file, bytes) {
-                Ok(written) => bytes = bytes.get(written..).unwrap_or_default(),
+                Ok(written) => {
+                    bytes = bytes.get(written..).unwrap_or_default();
+                    self.length = self.length.saturating_add(written as u64);
+                }
                 Err(rustix::io::Errno::INTR) => {}
                 Err(_) => return,
             }
         }
+        if self.length.saturating_sub(self.kept_from) > LOG_BYTES_MAX {
+            self.forget_older_half();
+        }
     }
+
+    /// Makes a hole of all but the youngest half; on a file system without holes it begins anew.
+    fn forget_older_half(&mut self) {
+        let keep_from = self.length.saturating_sub(LOG_BYTES_MAX / 2) / LOG_BLOCK_BYTES * LOG_BLOCK_BYTES;
+        let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        let bytes = keep_from.saturating_sub(self.kept_from);
+        if rustix::fs::fallocate(&self.file, hole, self.kept_from, bytes).is_ok() {
+            self.kept_from = keep_from;
+        } else if rustix::fs::ftruncate(&self.file, 0).is_ok() {
+            (self.length, self.kept_from) = (0, 0);
+        }
+    }
+}
+
+/// An earlier agent or run may have written to it before.
+fn length(file: &OwnedFd) -> u64 {
+    rustix::fs::fstat(file).map_or(0, |stat| u64::try_from(stat.st_size).unwrap_or(0))
 }
 
 fn prefix(source: Source, now: Instant) -> String {
@@ -126,6 +159,21 @@ mod tests {
         let expected = "2026-01-02T03:04:05.000000007Z stderr F begin\n2026-01-02T03:04:05.000000007Z stderr F \n";
         assert_eq!(String::from_utf8_lossy(&out), expected);
         assert_eq!(beginning, b"rest");
+    }
+
+    #[test]
+    fn takes_no_more_of_the_disk_than_it_may() {
+        let file = tempfile::tempfile().unwrap();
+        let mut log = Log::new(file.try_clone().unwrap().into());
+        let lines = [b'x'; 1023].into_iter().chain(*b"\n").collect::<Vec<u8>>().repeat(1024);
+        let mut written = 0;
+        while written < 3 * LOG_BYTES_MAX {
+            log.write(Source::Stdout, &lines, NOW);
+            written += lines.len() as u64;
+            let stat = rustix::fs::fstat(&file).unwrap();
+            assert!(u64::try_from(stat.st_blocks).unwrap() * 512 <= LOG_BYTES_MAX + 2 * lines.len() as u64);
+            assert!(u64::try_from(stat.st_size).unwrap() >= written, "followers keep their place");
+        }
     }
 
     proptest! {

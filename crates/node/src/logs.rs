@@ -117,13 +117,13 @@ impl Filter {
     }
 }
 
-/// Where the last `lines` lines of the wanted stream begin, found by reading backwards.
-async fn tail_start(file: &mut File, lines: u64, stream: Stream) -> io::Result<u64> {
+/// Where the last `lines` lines of the wanted stream begin, found by reading backwards, but not before `first`.
+async fn tail_start(file: &mut File, lines: u64, stream: Stream, first: u64) -> io::Result<u64> {
     let mut position = file.metadata().await?.len();
     let (mut found, mut carried) = (0_u64, Vec::new());
     let mut start = position;
-    while position > 0 {
-        let step = position.min(LOG_CHUNK_BYTES as u64);
+    while position > first {
+        let step = (position - first).min(LOG_CHUNK_BYTES as u64);
         position -= step;
         file.seek(io::SeekFrom::Start(position)).await?;
         let mut chunk = vec![0; usize::try_from(step).unwrap_or(LOG_CHUNK_BYTES)];
@@ -147,7 +147,17 @@ async fn tail_start(file: &mut File, lines: u64, stream: Stream) -> io::Result<u
             return Ok(position);
         }
     }
-    Ok(if counts(&carried, stream) && found >= lines { start } else { 0 })
+    Ok(if counts(&carried, stream) && found >= lines { start } else { first })
+}
+
+/// Where a log's data begin: what the agent gave back of a long one is a hole.
+fn data_start(file: &File) -> io::Result<u64> {
+    match rustix::fs::seek(file, rustix::fs::SeekFrom::Data(0)) {
+        Ok(start) => Ok(start),
+        // It is empty.
+        Err(rustix::io::Errno::NXIO) => Ok(0),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// A whole line of the stream ends here.
@@ -181,10 +191,12 @@ impl Reader {
         follow: Option<(watch::Receiver<View>, String, u32)>,
     ) -> io::Result<Self> {
         let mut file = File::open(path).await?;
-        if let Some(lines) = query.tail_lines {
-            let start = tail_start(&mut file, lines, query.stream).await?;
-            file.seek(io::SeekFrom::Start(start)).await?;
-        }
+        let first = data_start(&file)?;
+        let start = match query.tail_lines {
+            Some(lines) => tail_start(&mut file, lines, query.stream, first).await?,
+            None => first,
+        };
+        file.seek(io::SeekFrom::Start(start)).await?;
         let follow = match follow {
             Some((view, container, attempt)) => {
                 let changes = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;

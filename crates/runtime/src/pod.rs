@@ -184,6 +184,7 @@ impl Pod {
             mounts: config.mounts.clone(),
             image,
             log: self.log_path(&config.name, config.attempt),
+            outdated_log: config.attempt.checked_sub(2).map(|attempt| self.log_path(&config.name, attempt)),
         };
         tokio::task::spawn_blocking(move || work.run()).await.map_err(RuntimeError::panicked)?
     }
@@ -197,6 +198,8 @@ struct Preparation {
     mounts: Vec<VolumeMount>,
     image: OwnedFd,
     log: PathBuf,
+    /// Only the run before this one can still be asked for.
+    outdated_log: Option<PathBuf>,
 }
 
 impl Preparation {
@@ -224,6 +227,9 @@ impl Preparation {
             let destination = mount.path.clone();
             mounts.push(Mount { source: MountSource::Detached(tree), destination, read_only: mount.read_only });
         }
+        if let Some(outdated) = &self.outdated_log {
+            remove_log(outdated).map_err(RuntimeError::host("remove the log of an earlier run"))?;
+        }
         let log = open_log(&self.log).map_err(RuntimeError::host("open the container's log"))?;
         Ok((root, mounts, log))
     }
@@ -233,6 +239,13 @@ impl Preparation {
 #[must_use]
 pub fn log_path(folder: &Path, container: &str, attempt: u32) -> PathBuf {
     folder.join(container).join(format!("{attempt}.log"))
+}
+
+fn remove_log(path: &Path) -> std::io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }
 
 fn open_log(path: &Path) -> std::io::Result<OwnedFd> {
