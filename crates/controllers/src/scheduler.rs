@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use sampan_apiserver::{Admission, AdmissionRequest, ApiError, Operation};
+use sampan_apiserver::{Admission, AdmissionRequest, ApiError, Fault, Operation};
 use sampan_kit::error_chain::ErrorChain;
 use sampan_placement::{Amounts, Decision, Demand, Node, place};
 use sampan_store::{Change, Key, Store, StoreError};
@@ -224,10 +224,12 @@ impl Admission for Scheduler {
         let pod = format!("{namespace}/{}", request.name);
         match object.pointer("/spec/nodeName").and_then(Value::as_str) {
             Some(node) => {
-                let amounts = sampan_placement::demand(object).unwrap_or_default().amounts;
+                let demand = sampan_placement::demand(object).unwrap_or_default();
+                let mut state = self.lock();
+                check_chosen(&state, request.name, node, &demand)?;
                 if !request.dry_run {
                     let (uid, node) = (uid_of(object).to_owned(), node.to_owned());
-                    self.lock().book(pod, Booking { uid, node, amounts });
+                    state.book(pod, Booking { uid, node, amounts: demand.amounts });
                 }
             }
             None => {
@@ -250,6 +252,22 @@ impl Admission for Scheduler {
 
 fn concerns(request: &AdmissionRequest<'_>) -> bool {
     request.operation == Operation::Create && request.resource == "pods" && request.subresource.is_none()
+}
+
+/// A user may choose the node, but neither one that nobody serves, where the pod would stay for ever, nor one that is full.
+fn check_chosen(state: &State, pod: &str, node: &str, demand: &Demand) -> Result<(), ApiError> {
+    let refuse = |why: String| {
+        ApiError::invalid(
+            "Pod",
+            pod,
+            &[Fault::invalid("spec.nodeName", &node.into(), format_args!("{why}; leave it out"))],
+        )
+    };
+    let chosen = state.nodes.get(node).ok_or_else(|| refuse("there is no such node".to_owned()))?;
+    match place(std::slice::from_ref(chosen), demand) {
+        Decision::Bind(_) => Ok(()),
+        Decision::Wait(why) => Err(refuse(why.trim_end_matches('.').to_owned())),
+    }
 }
 
 fn uid_of(pod: &Value) -> &str {
@@ -377,6 +395,16 @@ mod tests {
         scheduler.settled(&create("a"), false).await;
         scheduler.admit(&create("b"), &mut second).await.unwrap();
         assert_eq!(second["spec"]["nodeName"], "n1");
+    }
+
+    #[tokio::test]
+    async fn a_chosen_node_must_be_there_and_have_room() {
+        let (_folder, _store, scheduler) = server().await;
+        for (name, node, cpu, good) in [("a", "n2", "1", false), ("b", "n1", "3", false), ("c", "n1", "2", true)] {
+            let mut value = pod(name, cpu);
+            value["spec"]["nodeName"] = node.into();
+            assert_eq!(scheduler.admit(&create(name), &mut value).await.is_ok(), good, "{name}");
+        }
     }
 
     #[tokio::test]
