@@ -43,7 +43,7 @@ fn is_due(pod: &Value, now: Timestamp) -> bool {
     let ends = pod.pointer("/status/containerStatuses").and_then(Value::as_array).into_iter().flatten();
     let last = ends.filter_map(|status| status.pointer("/state/terminated/finishedAt")?.as_str()?.parse().ok()).max();
     let last: Option<Timestamp> = last.or_else(|| pod.pointer("/status/startTime")?.as_str()?.parse().ok());
-    wanted && finished && last.is_none_or(|last| last + FINISHED_KEPT < now)
+    wanted && finished && last.is_none_or(|last| last.checked_add(FINISHED_KEPT).is_ok_and(|due| due < now))
 }
 
 /// As a graceful deletion through the API would: the node removes the object when the host is clean.

@@ -10,7 +10,7 @@
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus};
@@ -40,6 +40,9 @@ pub(crate) fn run(args: &ServeArgs) -> anyhow::Result<()> {
         bail!("serve: this needs root, to make namespaces, mounts and interfaces; run it with sudo");
     }
     make_folder(&args.data_dir, 0o700)?;
+    // One that was there before may be open to all, and the store in it holds Secrets.
+    std::fs::set_permissions(&args.data_dir, std::fs::Permissions::from_mode(0o700))
+        .with_context(|| format!("serve: cannot close the folder {} to others", args.data_dir.display()))?;
     make_folder(&args.run_dir, 0o711)?;
     let _lock = lock(args)?;
     set_child_subreaper(Some(rustix::process::getpid())).context("serve: cannot become the reaper of agents")?;
