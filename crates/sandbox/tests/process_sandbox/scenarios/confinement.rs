@@ -1,11 +1,7 @@
 //! What a container may see and do.
 
-use std::os::fd::OwnedFd;
-
 use anyhow::{Result, ensure};
-use rustix::mount::MountAttrFlags;
 use sampan_sandbox::{Capabilities, Limit, Mount, MountSource, Seccomp, User, UserNamespace};
-use sampan_sys::mount::FsContext;
 
 use crate::host::{Host, Pod};
 
@@ -166,17 +162,19 @@ async fn devices(host: &mut Host) -> Result<()> {
     pod.destroy().await
 }
 
-fn tmpfs(pod: &Pod) -> Result<OwnedFd> {
-    let context = FsContext::open("tmpfs")?;
-    context.set_string("uid", pod.sandbox.root_id().to_string())?;
-    context.set_string("gid", pod.sandbox.root_id().to_string())?;
-    Ok(context.mount(MountAttrFlags::empty())?)
+/// A folder of the pod's own root with a file in it. It is attached somewhere, as kernels before 6.15 want of what they clone.
+fn shared_folder(pod: &Pod) -> Result<tempfile::TempDir> {
+    let folder = tempfile::tempdir()?;
+    std::fs::write(folder.path().join("file"), "shared\n")?;
+    let owner = Some(pod.sandbox.root_id());
+    std::os::unix::fs::chown(folder.path(), owner, owner)?;
+    Ok(folder)
 }
 
 async fn volumes(host: &mut Host) -> Result<()> {
     let mut pod = host.pod().await?;
-    let shared = tmpfs(&pod)?;
-    std::fs::write(format!("/proc/self/fd/{}/file", std::os::fd::AsRawFd::as_raw_fd(&shared)), "shared\n")?;
+    let folder = shared_folder(&pod)?;
+    let shared = std::fs::File::open(folder.path())?;
     let again = || sampan_sys::mount::clone_tree(std::os::fd::AsFd::as_fd(&shared), "", false);
     let file = sampan_sys::mount::clone_tree(std::os::fd::AsFd::as_fd(&shared), "file", false)?;
     let mount = |source, destination: &str, read_only| Mount { source, destination: destination.into(), read_only };
