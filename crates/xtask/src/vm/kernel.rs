@@ -35,7 +35,10 @@ pub(super) fn get(version: &str) -> anyhow::Result<Kernel> {
     let folder = cache::get_or_build(&format!("vm-kernel-{version}"), |folder| download(version, folder))?;
     let modules = only_entry(&folder.join("lib/modules"))?;
     let release = modules.file_name().context("vm: modules without a name")?.to_string_lossy().into_owned();
-    Ok(Kernel { image: folder.join(format!("boot/vmlinuz-{release}")), release, modules })
+    // Newer packages have it among the modules.
+    let places = [folder.join(format!("boot/vmlinuz-{release}")), modules.join("vmlinuz")];
+    let image = places.into_iter().find(|place| place.exists()).context("vm: the kernel package has no kernel")?;
+    Ok(Kernel { release, image, modules })
 }
 
 fn only_entry(folder: &Path) -> anyhow::Result<PathBuf> {
@@ -47,15 +50,19 @@ fn download(version: &str, folder: &Path) -> anyhow::Result<()> {
     let apt = Apt::open()?;
     let (package, exact) = apt.find(version)?;
     println!("vm: downloading {package} {exact}");
-    let package = apt.download(&package, &exact)?;
     let unpacked = apt.folder.path().join("unpacked");
-    tool("dpkg-deb", |command| command.arg("-x").arg(&package).arg(&unpacked))?;
+    for part in apt.parts(&package, &exact)? {
+        let part = apt.download(&part, &exact)?;
+        tool("dpkg-deb", |command| command.arg("-x").arg(&part).arg(&unpacked))?;
+    }
     // Debian 13 has merged /lib into /usr/lib, and packs modules with xz.
     let moved = ["lib/modules", "usr/lib/modules"].map(|place| unpacked.join(place));
     let modules = moved.iter().find(|place| place.exists()).context("vm: the kernel package has no modules")?;
     fs::create_dir_all(folder.join("lib"))?;
     tool("cp", |command| command.arg("-a").arg(modules).arg(folder.join("lib/modules")))?;
-    tool("cp", |command| command.arg("-a").arg(unpacked.join("boot")).arg(folder.join("boot")))?;
+    if unpacked.join("boot").exists() {
+        tool("cp", |command| command.arg("-a").arg(unpacked.join("boot")).arg(folder.join("boot")))?;
+    }
     tool("find", |command| command.arg(folder).args(["-name", "*.ko.xz", "-exec", "xz", "-d", "{}", "+"]))?;
     let release = only_entry(&folder.join("lib/modules"))?;
     let release = release.file_name().context("vm: modules without a name")?;
@@ -122,12 +129,25 @@ impl Apt {
         bail!("vm: Debian has no cloud kernel {version} now; it has {}", seen.join(", "))
     }
 
+    /// The package and those that it is split into: newer kernels have image and modules apart.
+    fn parts(&self, package: &str, version: &str) -> anyhow::Result<Vec<String>> {
+        let asked = format!("{package}={version}");
+        let output = self.command("apt-cache").args(["show", &asked]).output().context("vm: cannot run apt-cache")?;
+        let record = String::from_utf8_lossy(&output.stdout).into_owned();
+        let depends = record.lines().find_map(|line| line.strip_prefix("Depends:")).unwrap_or_default();
+        let names = depends.split(',').filter_map(|one| one.split_whitespace().next());
+        let parts = names.filter(|name| name.starts_with("linux-binary-") || name.starts_with("linux-modules-"));
+        Ok([package].into_iter().chain(parts).map(str::to_owned).collect())
+    }
+
     fn download(&self, package: &str, version: &str) -> anyhow::Result<PathBuf> {
         let status = self.command("apt-get").arg("download").arg(format!("{package}={version}")).status()?;
         ensure!(status.success(), "vm: cannot download {package} {version}");
         let packages = fs::read_dir(self.folder.path())?.filter_map(Result::ok).map(|entry| entry.path());
-        let package = packages.into_iter().find(|path| path.extension().is_some_and(|end| end == "deb"));
-        package.context("vm: apt-get download left no package")
+        let is_it = |path: &PathBuf| {
+            path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&format!("{package}_")))
+        };
+        packages.into_iter().find(is_it).context("vm: apt-get download left no package")
     }
 }
 

@@ -69,13 +69,13 @@ pub(super) fn find_emulator() -> anyhow::Result<()> {
 /// Boots and listens until the script is done, the guest is gone, or a deadline has passed.
 ///
 /// Emulation of two processors at once is not perfect: Debian 13's kernel falls over in its scheduler once in a while. A
-/// guest whose kernel panics gets a second chance, and no third.
+/// guest whose kernel panics gets a second chance, with one processor, and no third.
 pub(super) fn run(folder: &Path, kernel: &Kernel, disk: &Disk) -> anyhow::Result<Outcome> {
     let fresh = folder.join("fresh.img");
     std::fs::rename(&disk.image, &fresh)?;
-    for _ in 0..2 {
+    for processors in ["2", "1"] {
         tool("cp", |command| command.arg("--sparse=always").arg(&fresh).arg(&disk.image))?;
-        let outcome = run_once(folder, kernel, disk)?;
+        let outcome = run_once(folder, kernel, disk, processors)?;
         if !outcome.panicked {
             return Ok(outcome);
         }
@@ -84,11 +84,11 @@ pub(super) fn run(folder: &Path, kernel: &Kernel, disk: &Disk) -> anyhow::Result
     bail!("vm: the guest's kernel {} panics; see {}", kernel.release, folder.join("console.log").display())
 }
 
-fn run_once(folder: &Path, kernel: &Kernel, disk: &Disk) -> anyhow::Result<Outcome> {
+fn run_once(folder: &Path, kernel: &Kernel, disk: &Disk, processors: &str) -> anyhow::Result<Outcome> {
     println!("vm: booting {}", kernel.release);
     let log = folder.join("console.log");
     let mut console = File::create(&log)?;
-    let mut guest = Guest::start(folder, kernel, disk)?;
+    let mut guest = Guest::start(folder, kernel, disk, processors)?;
     let output = guest.child.stdout.take().context("vm: the emulator has no output")?;
     let (sender, lines) = mpsc::sync_channel(1024);
     // Ends with the emulator, whose output it reads.
@@ -138,7 +138,7 @@ struct Guest {
 }
 
 impl Guest {
-    fn start(folder: &Path, kernel: &Kernel, disk: &Disk) -> anyhow::Result<Self> {
+    fn start(folder: &Path, kernel: &Kernel, disk: &Disk, processors: &str) -> anyhow::Result<Self> {
         let mut command = Command::new("nice");
         command.args(["-n", "10", EMULATOR, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
         command.args([
@@ -149,7 +149,7 @@ impl Guest {
             "-cpu",
             "max",
             "-smp",
-            "2",
+            processors,
             "-m",
             "2048",
         ]);
