@@ -253,10 +253,13 @@ pub fn free_port() -> Result<u16> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
 }
 
-/// Whether a process is there and no zombie.
+/// Whether any thread of a process is there: a zombie whose other threads still run holds its files and locks.
 pub fn alive(pid: Pid) -> bool {
-    let status = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap_or_default();
-    status.rsplit_once(')').is_some_and(|(_, rest)| !matches!(rest.trim_start().as_bytes().first(), Some(b'Z' | b'X')))
+    let folder = PathBuf::from(format!("/proc/{}", pid.as_raw_nonzero()));
+    let status = fs::read_to_string(folder.join("stat")).unwrap_or_default();
+    let ended = |rest: &str| matches!(rest.trim_start().as_bytes().first(), Some(b'Z' | b'X'));
+    let threads = fs::read_dir(folder.join("task")).map_or(0, Iterator::count);
+    status.rsplit_once(')').is_some_and(|(_, rest)| !ended(rest) || threads > 1)
 }
 
 /// `SAMPAN_BIN`, or the program that cargo built beside this one.
