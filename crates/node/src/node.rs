@@ -163,6 +163,7 @@ impl Node {
                 return;
             }
             self.workers().remove(&uid);
+            rows.extend(self.live_row(&uid).map(|row| (uid.clone(), row)));
         }
         match serde_json::from_value::<PodObject>(object.value.clone()) {
             Ok(pod) => {
@@ -172,6 +173,14 @@ impl Node {
             }
             Err(error) => tracing::error!(pod = %object.key, %error, "a stored pod cannot be read"),
         }
+    }
+
+    /// The sandbox of a pod whose worker broke, so that the next worker takes it up instead of making another.
+    fn live_row(&self, uid: &str) -> Option<SandboxRow> {
+        self.services.runtime.live_row(uid).unwrap_or_else(|error| {
+            tracing::error!(error = %ErrorChain(&error), "the journal cannot be asked for a pod's sandbox");
+            None
+        })
     }
 
     async fn vanished(&self, object: &Object) {

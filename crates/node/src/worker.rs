@@ -432,22 +432,18 @@ impl Worker {
             "it did not end and was taken away with its sandbox",
             Timestamp::now(),
         );
+        if let Err(error) = removed {
+            let message = sampan_kit::error_chain::ErrorChain(&error).to_string();
+            tracing::error!(pod = %self.key, error = message, "a sandbox is not wholly removed; the next start of the service tries again");
+            self.event(Kind::Warning, "FailedKillPod", message);
+        }
         let again = matches!(self.held, Held::Removing { again: true });
-        match removed {
-            Ok(()) if again && self.lifecycle.stop.is_none() && !self.lifecycle.phase().is_final() => {
-                self.held = Held::Absent;
-                self.prefetch_images();
-            }
-            Ok(()) => {
-                self.held_images.clear();
-                self.held = Held::Removed;
-            }
-            Err(error) => {
-                let message = sampan_kit::error_chain::ErrorChain(&error).to_string();
-                tracing::error!(pod = %self.key, error = message, "a sandbox is not wholly removed; the next start of the service tries again");
-                self.event(Kind::Warning, "FailedKillPod", message);
-                self.held = Held::Removed;
-            }
+        if again && self.lifecycle.stop.is_none() && !self.lifecycle.phase().is_final() {
+            self.held = Held::Absent;
+            self.prefetch_images();
+        } else {
+            self.held_images.clear();
+            self.held = Held::Removed;
         }
     }
 

@@ -167,6 +167,12 @@ impl Runtime {
         Ok(Recovered { ready, removed })
     }
 
+    /// The complete sandbox that the journal knows of a pod.
+    pub fn live_row(&self, pod_uid: &str) -> Result<Option<SandboxRow>, RuntimeError> {
+        let is_live = |row: &SandboxRow| row.this_boot && row.state == SandboxState::Ready && row.pod_uid == pod_uid;
+        Ok(self.journal.sandboxes()?.into_iter().find(is_live))
+    }
+
     /// Removes the log folders of pods that no longer exist.
     pub fn forget_pods_except(&self, uids: &HashSet<String>) -> Result<Vec<String>, RuntimeError> {
         remove_other_folders(&self.config.data_dir.join("pods"), uids)
