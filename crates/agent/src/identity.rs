@@ -143,7 +143,11 @@ mod tests {
         assert_eq!(named("web:logs"), Ok(identity(33, 40, &[40], Some("/var/www"))));
         assert_eq!(named("1234"), Ok(identity(1234, 0, &[0], None)));
         assert_eq!(named("1234:55"), Ok(identity(1234, 55, &[55], None)));
-        assert_eq!(named("7"), Ok(identity(70, 71, &[71], Some("/seven"))), "a name that looks like a number is a name");
+        assert_eq!(
+            named("7"),
+            Ok(identity(70, 71, &[71], Some("/seven"))),
+            "a name that looks like a number is a name"
+        );
         assert_eq!(named("nobody"), Err(Refusal::UnknownUser { user: "nobody".into() }));
         assert_eq!(named("web:none"), Err(Refusal::UnknownUser { user: "web:none".into() }));
     }
