@@ -69,7 +69,7 @@ pub fn run() -> Vec<Check> {
             "erofs on files",
             Optional,
             erofs_on_files(),
-            "a kernel of 6.12 or later mounts images without loop devices",
+            "only needed where there are no loop devices: use a kernel of 6.12 or later",
         ),
         check("nftables", Required, nftables(), "load it with: modprobe nf_tables"),
         check(
