@@ -30,7 +30,7 @@ wait_for() {
     until timeout -s KILL 30 "$@" >/tmp/waited 2>&1 </dev/null; do
         tries=$((tries + 1))
         if [ $tries -ge 25 ]; then
-            fail "$name" "$(cat /tmp/waited)"
+            fail "$name" "$(cat /tmp/waited; tail -n 5 $LOG 2>/dev/null)"
             return 1
         fi
         sleep 1
@@ -42,7 +42,10 @@ start_service() {
     # In a group of its own, as systemd has it.
     sh -c 'echo $$ > /sys/fs/cgroup/system.slice/sampan.service/cgroup.procs; exec sampan serve' >>$LOG 2>&1 &
     service=$!
-    wait_for "$1" sampan ps
+    wait_for "$1" sampan ps && return
+    # Nothing else can work.
+    dmesg | tail -n 20
+    exit 1
 }
 
 # The processes of the service in this role; instances' agents have other names.
