@@ -4,12 +4,13 @@
 //! dying leaves instances alone: the next daemon takes them up again.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use rustix::process::{Signal, set_parent_process_death_signal};
 use sampan_apiserver::{ApiServer, ServerConfig, TlsConfig};
 use sampan_controllers::{Scheduler, cleanup};
-use sampan_image::{ImageStore, ImageStoreConfig};
+use sampan_image::{ImageError, ImageStore, ImageStoreConfig};
 use sampan_kit::quantity::Quantity;
 use sampan_network::{Network, NetworkConfig};
 use sampan_node::{Node, NodeConfig};
@@ -23,6 +24,10 @@ use tracing_subscriber::EnvFilter;
 
 use super::descriptor;
 use crate::cli::serve::{InternalArgs, Listen, ServeArgs};
+
+/// How long a killed supervisor's daemon may take to stop, and how often is looked.
+const PREDECESSOR_STOP_MAX: Duration = Duration::from_secs(20);
+const PREDECESSOR_PAUSE: Duration = Duration::from_millis(100);
 
 /// Runs until SIGTERM, or until the supervisor dies.
 pub(crate) fn run(args: &InternalArgs) -> anyhow::Result<()> {
@@ -45,9 +50,7 @@ async fn serve(args: &ServeArgs, ready: std::os::fd::OwnedFd) -> anyhow::Result<
     let mut interrupt = signal(SignalKind::interrupt()).context("the daemon cannot listen for signals")?;
     let store = Store::open(&args.data_dir.join("store.db")).context("serve: the object store cannot be opened")?;
     let mount_room = mount_room(args)?;
-    let images = ImageStore::open(image_config(args, mount_room.clone())?)
-        .await
-        .context("serve: the image store cannot be opened")?;
+    let images = open_images(image_config(args, mount_room.clone())?).await?;
     let network = Network::open(network_config(args)?).await.context("serve: the network cannot be set up")?;
     for obstacle in network.obstacles().await.context("serve: the host's firewall cannot be looked at")? {
         tracing::warn!(%obstacle, "another firewall of this host drops what instances send");
@@ -116,6 +119,20 @@ fn mount_room(args: &ServeArgs) -> anyhow::Result<Option<Arc<MountRoom>>> {
     let room =
         MountRoom::open(&directory).with_context(|| format!("serve: cannot mount on {}", directory.display()))?;
     Ok(Some(Arc::new(room)))
+}
+
+/// Opens the image store. The daemon of a supervisor that was killed may hold it for as long as it takes to stop.
+async fn open_images(config: ImageStoreConfig) -> anyhow::Result<ImageStore> {
+    let deadline = tokio::time::Instant::now() + PREDECESSOR_STOP_MAX;
+    loop {
+        match ImageStore::open(config.clone()).await {
+            Err(ImageError::Locked { .. }) if tokio::time::Instant::now() < deadline => {
+                tracing::info!("an older daemon is still stopping; waiting for it");
+                tokio::time::sleep(PREDECESSOR_PAUSE).await;
+            }
+            opened => return opened.context("serve: the image store cannot be opened"),
+        }
+    }
 }
 
 fn image_config(args: &ServeArgs, mount_room: Option<Arc<MountRoom>>) -> anyhow::Result<ImageStoreConfig> {
