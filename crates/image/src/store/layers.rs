@@ -36,10 +36,18 @@ pub(super) struct Layers {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Transfers under way, by diffID.
-    running: HashMap<Digest, Running>,
+    /// Transfers under way, by diffID and digest: an image may claim another's diffID for bytes of its own, whose failure
+    /// must not be the other's.
+    running: HashMap<(Digest, Digest), Running>,
     /// How many pulls count on a layer that no record may name yet.
     pins: HashMap<Digest, usize>,
+}
+
+impl State {
+    /// Whether a transfer is to bring the layer.
+    fn brings(&self, diff_id: &Digest) -> bool {
+        self.running.keys().any(|(claimed, _)| claimed == diff_id)
+    }
 }
 
 #[derive(Debug)]
@@ -116,7 +124,7 @@ impl Layers {
 
     fn drop_unneeded(&self, catalog: &Catalog, paths: &Paths, diff_id: &Digest) -> Result<Option<u64>, ImageError> {
         let state = self.state();
-        if catalog.has_layer(diff_id) || state.pins.contains_key(diff_id) || state.running.contains_key(diff_id) {
+        if catalog.has_layer(diff_id) || state.pins.contains_key(diff_id) || state.brings(diff_id) {
             return Ok(None);
         }
         let bytes = paths.remove(&paths.blob(diff_id))? + paths.remove(&paths.index(diff_id))?;
@@ -132,7 +140,7 @@ impl Layers {
         diff_id: Digest,
     ) -> Option<watch::Receiver<Status>> {
         let mut state = inner.layers.state();
-        if let Some(running) = state.running.get(&diff_id) {
+        if let Some(running) = state.running.get(&(diff_id, layer.descriptor.digest)) {
             return Some(running.status.subscribe());
         }
         if inner.paths.index(&diff_id).is_file() && inner.paths.blob(&diff_id).is_file() {
@@ -146,11 +154,11 @@ impl Layers {
         };
         let (sender, receiver) = watch::channel(Status::Running(progress));
         let (end, ended) = watch::channel(());
-        state.running.insert(diff_id, Running { status: sender.clone(), ended });
-        let (inner, source, layer) = (inner.clone(), source.clone(), layer.clone());
+        state.running.insert((diff_id, layer.descriptor.digest), Running { status: sender.clone(), ended });
+        let (inner, source, layer, digest) = (inner.clone(), source.clone(), layer.clone(), layer.descriptor.digest);
         tokio::spawn(async move {
             let result = transfer(inner.clone(), source, layer, diff_id, sender.clone()).await;
-            inner.layers.end(&inner, &diff_id);
+            inner.layers.end(&inner, &diff_id, digest);
             sender.send_replace(match result {
                 Ok(()) => Status::Done,
                 Err(error) => Status::Failed(Arc::new(error)),
@@ -161,9 +169,9 @@ impl Layers {
     }
 
     /// Forgets a transfer, and what it brought if nobody waits for that any more.
-    fn end(&self, inner: &Inner, diff_id: &Digest) {
+    fn end(&self, inner: &Inner, diff_id: &Digest, digest: Digest) {
         let catalog = inner.catalog();
-        self.state().running.remove(diff_id);
+        self.state().running.remove(&(*diff_id, digest));
         if let Err(error) = self.drop_unneeded(&catalog, &inner.paths, diff_id) {
             tracing::warn!(error = %ErrorChain(&error), "a layer that nobody needs stays");
         }
@@ -173,10 +181,10 @@ impl Layers {
     pub(super) async fn abandoned(&self, diff_ids: &[Digest]) {
         let endings: Vec<watch::Receiver<()>> = {
             let state = self.state();
-            let running = diff_ids.iter().filter_map(|diff_id| state.running.get(diff_id));
+            let running = state.running.iter().filter(|((diff_id, _), _)| diff_ids.contains(diff_id));
             running
-                .filter(|running| running.status.receiver_count() == 0)
-                .map(|running| running.ended.clone())
+                .filter(|(_, running)| running.status.receiver_count() == 0)
+                .map(|(_, running)| running.ended.clone())
                 .collect()
         };
         for mut ended in endings {
