@@ -66,6 +66,7 @@ fn main() -> Result<ExitCode> {
     let chosen = |name: &str| arguments.only.is_empty() || arguments.only.iter().any(|only| only == name);
     let mut figures: Vec<Figure> = Vec::new();
     for group in figures::GROUPS.iter().filter(|group| chosen(group.name)) {
+        peers::announce(&format!("measuring {}", group.name))?;
         let measured = (group.measure)(&bench).with_context(|| format!("measure {}", group.name))?;
         print_table(&mut std::io::stdout().lock(), &measured)?;
         figures.extend(measured);

@@ -90,7 +90,9 @@ struct Pass {
 
 fn read(mode: &str, root: &Path) -> Result<Pass> {
     let reader = std::env::current_exe()?.with_file_name("tree-reader");
-    let output = Command::new(&reader).arg(mode).arg(root).output().context("start tree-reader")?;
+    // At real-time priority, so that it is the file systems that are compared, not the machine's other work.
+    let output = Command::new("chrt").args(["--fifo", "10"]).arg(&reader).arg(mode).arg(root).output();
+    let output = output.context("start chrt (util-linux)")?;
     ensure!(output.status.success(), "tree-reader fails: {}", String::from_utf8_lossy(&output.stderr));
     let text = String::from_utf8(output.stdout)?;
     let mut numbers = text.split_whitespace().map(str::parse::<u64>);

@@ -1,11 +1,14 @@
 //! Taking turns: every round measures each side once, and another side begins each time, so that a slow minute of the
 //! machine hits all of them.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
 use crate::peers::announce;
+
+/// A turn, preparation included, is announced when it takes so long.
+const ANNOUNCED_FROM: Duration = Duration::from_secs(2);
 
 /// Measures `sides` (ours is the first) in `rounds`. A peer that fails is announced, and its series is empty from then
 /// on; when we fail, so does the whole.
@@ -19,8 +22,15 @@ pub(super) fn take(
         for turn in 0..sides.len() {
             let side = (round + turn) % sides.len();
             let (Some(name), Some(Some(times))) = (sides.get(side), series.get_mut(side)) else { continue };
+            let begin = Instant::now();
             match measure(side) {
-                Ok(time) => times.push(time),
+                Ok(time) => {
+                    times.push(time);
+                    let turn = begin.elapsed();
+                    if turn > ANNOUNCED_FROM {
+                        announce(&format!("round {}: {name}: {time:.2?} in a turn of {turn:.1?}", round + 1))?;
+                    }
+                }
                 Err(error) if side == 0 => return Err(error),
                 Err(error) => {
                     announce(&format!("PEER FAILS: {name}: {error:#}"))?;
