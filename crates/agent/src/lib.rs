@@ -11,7 +11,7 @@
 //! is a read-only skeleton with proc and sysfs and nothing else.
 //!
 //! Invariants:
-//! - Nothing that comes from an image, a container or its user is looked at before [`pod`] has dropped to the pod's own
+//! - Nothing that comes from an image, a container or its user is looked at before `pod` has dropped to the pod's own
 //!   root; and what comes from the container's file system is looked at by the child that is already confined to it.
 //! - The agent never waits for a child, a client or a daemon: whatever can block is a descriptor in the poll loop.
 //! - An exit is told until it is acknowledged, to this daemon or the next.

@@ -4,7 +4,7 @@
 //! implied by a path below them, and hard links to files that only a lower layer may have. [`crate::merge`] lays trees over
 //! one another.
 //!
-//! Invariants of a finished tree, which [`LayerTree::check`] holds a decoded one to:
+//! Invariants of a finished tree, which `LayerTree::check` holds a decoded one to:
 //! - inode 0 is the root, a directory;
 //! - every directory but the root has exactly one entry that names it, and every inode is reached;
 //! - contents stand in the order of the stream and do not overlap in it.

@@ -1,6 +1,6 @@
 //! A slim kubelet: follows the pods bound to this node and makes them so.
 //!
-//! One worker task per pod owns everything about it ([`worker`]); what to do next is decided by a pure state machine
+//! One worker task per pod owns everything about it (`worker`); what to do next is decided by a pure state machine
 //! ([`lifecycle`]). The API server reaches running pods through [`Node`], which implements its `NodeLink`.
 
 pub mod environment;

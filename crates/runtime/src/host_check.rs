@@ -2,7 +2,7 @@
 //!
 //! Every check asks the kernel itself where that is possible without changing anything: a file system is "there" when
 //! the kernel opens a context for it (which loads its module), nftables when it answers a question. Nothing is mounted,
-//! made or left behind, and no check can take longer than [`ANSWER_TIMEOUT`]. Needs root to be trustworthy and says so.
+//! made or left behind, and no check can take longer than `ANSWER_TIMEOUT`. Needs root to be trustworthy and says so.
 
 use std::fs;
 use std::os::fd::OwnedFd;
