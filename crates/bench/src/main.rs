@@ -4,7 +4,7 @@
 //! - [`engines`]: who is measured. Every engine lives in a folder of its own and is stopped and cleaned afterwards.
 //! - [`peers`]: where the peers' programs come from, and what is missing.
 //! - [`figures`]: what is measured, with the promised bounds; [`report`]: medians, ratios, the table and the JSON.
-//! - [`bench`]: the image, the registry and the machine's caches, which all figures share.
+//! - [`mod@bench`]: the image, the registry and the machine's caches, which all figures share.
 //!
 //! Invariants: nothing is compared with a number of another run or machine; who comes first changes from round to round;
 //! a peer that is missing is named, and what would have been promised against it does not hold.
