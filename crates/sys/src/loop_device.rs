@@ -7,7 +7,7 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::PathBuf;
 
 use rustix::fs::{FileType, Mode, makedev, mknodat};
@@ -89,6 +89,19 @@ impl LoopDevice {
     #[must_use]
     pub fn path(&self) -> &std::path::Path {
         &self.path
+    }
+
+    /// Reads ahead as far as the disk below `backing` does, where that is further than a loop device does by itself.
+    /// A file system without a block device of its own says nothing, and changes nothing.
+    pub fn read_ahead_as(&self, backing: &File) -> io::Result<()> {
+        let window = |device: u64| {
+            let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+            PathBuf::from(format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb"))
+        };
+        let kib = |path: &PathBuf| std::fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
+        let ours = window(self.file.metadata()?.rdev());
+        let (Some(disk), Some(own)) = (kib(&window(backing.metadata()?.dev())), kib(&ours)) else { return Ok(()) };
+        if disk > own { std::fs::write(ours, disk.to_string()) } else { Ok(()) }
     }
 
     /// The open device.

@@ -68,7 +68,12 @@ pub(crate) fn mount_loops(files: &[PathBuf]) -> io::Result<OwnedFd> {
     let mut devices = Vec::with_capacity(files.len());
     for path in files {
         let options = LoopOptions { read_only: true, direct_io: false };
-        devices.push(LoopDevice::attach(File::open(path)?.as_fd(), options)?);
+        let backing = File::open(path)?;
+        let device = LoopDevice::attach(backing.as_fd(), options)?;
+        if let Err(error) = device.read_ahead_as(&backing) {
+            tracing::debug!(path = %path.display(), %error, "a loop device keeps its own read-ahead");
+        }
+        devices.push(device);
     }
     let names: Vec<PathBuf> = devices.iter().map(|device| device.path().to_owned()).collect();
     mount_names(&names)
