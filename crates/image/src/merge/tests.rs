@@ -90,7 +90,7 @@ proptest! {
             eprintln!("SKIPPED: the kernel's own reading needs root");
             return Ok(());
         }
-        let mount = crate::store::mount_image(&built.files).unwrap();
+        let mount = crate::store::mount_image(&built.files, true).unwrap();
         let root = PathBuf::from(format!("/proc/self/fd/{}/.", mount.as_raw_fd()));
         assert_same(&expected, &read_back::directory(&root), "the kernel");
     }
@@ -106,7 +106,7 @@ fn loop_devices_show_what_files_show() {
     let layers = ["a", "b"].map(|name| vec![(entry(name, kind.clone()), vec![9; 5000])]);
     let directory = tempfile::tempdir().unwrap();
     let built = build(&layers, directory.path());
-    let mount = crate::store::mount_loops(&built.files).unwrap();
+    let mount = crate::store::mount_loops(&built.files, true).unwrap();
     let root = PathBuf::from(format!("/proc/self/fd/{}/.", mount.as_raw_fd()));
     assert_same(&model::stacked(&layers), &read_back::directory(&root), "the kernel over loop devices");
 }

@@ -189,10 +189,16 @@ fn write_image(inner: &Inner, name: &str, resolved: Resolved, tag: Tag) -> Resul
             .collect(),
         devices: device_layers.iter().filter_map(|layer| diff_ids.get(*layer).copied()).collect(),
         metadata_bytes: metadata.len() as u64,
+        acls: has_acls(&tree),
         pulled_at: jiff::Timestamp::now(),
         unsealed_boot: Some(inner.boot_id.clone()),
     };
     keep(inner, name, record, resolved.config)
+}
+
+fn has_acls(tree: &sampan_erofs::Tree) -> bool {
+    let mut xattrs = tree.inodes.iter().flat_map(|inode| &inode.xattrs);
+    xattrs.any(|xattr| xattr.name.starts_with(b"system.posix_acl_"))
 }
 
 fn keep(inner: &Inner, name: &str, record: Record, config: ImageConfig) -> Result<Arc<Image>, ImageError> {

@@ -27,10 +27,17 @@ pub(super) struct Record {
     /// diffIDs of the blobs that the metadata names, in the order of its device table.
     pub(super) devices: Vec<Digest>,
     pub(super) metadata_bytes: u64,
+    /// Whether any file has a POSIX ACL, so that the mount must know them; assumed of records that do not say.
+    #[serde(default = "unless_said")]
+    pub(super) acls: bool,
     pub(super) pulled_at: jiff::Timestamp,
     /// The boot in which the files were written, until they are known to be on the disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) unsealed_boot: Option<String>,
+}
+
+const fn unless_said() -> bool {
+    true
 }
 
 /// A reference that means this image.

@@ -101,7 +101,7 @@ fn is_common(entry: &Entry, layer: &LayerEntries, hidden: &[LayerPath]) -> bool 
 fn ours(layers: &[LayerEntries]) -> Tree {
     let directory = tempfile::tempdir().unwrap();
     let built = build(layers, directory.path());
-    let mount = crate::store::mount_image(&built.files).unwrap();
+    let mount = crate::store::mount_image(&built.files, true).unwrap();
     read_back::directory(Path::new(&format!("/proc/self/fd/{}/.", mount.as_raw_fd())))
 }
 
