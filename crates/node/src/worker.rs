@@ -120,6 +120,8 @@ pub(crate) struct Worker {
     refusal_delay: Backoff,
     images: HashMap<String, SharedImage>,
     image_ids: BTreeMap<String, String>,
+    /// Id and addresses of the present or last sandbox.
+    known_sandbox: (Option<String>, Vec<String>),
     /// The images of running containers: held, they are in use and not to be removed.
     held_images: HashMap<String, Arc<Image>>,
     timeline: Timeline,
@@ -178,13 +180,20 @@ impl Worker {
             key: object.key.clone(),
             uid,
             timeline: report::stored_timeline(&pod),
-            start_time: status.start_time.map_or_else(Timestamp::now, |time| time.0),
+            start_time: status.start_time.as_ref().map_or_else(Timestamp::now, |time| time.0),
             object: Arc::new(pod),
             held: Held::Absent,
             refusal: None,
             refusal_delay: Backoff::new(RESTART_DELAY_FIRST, RESTART_DELAY_LONGEST),
             images: HashMap::new(),
-            image_ids: BTreeMap::new(),
+            image_ids: status
+                .container_statuses
+                .iter()
+                .flatten()
+                .chain(status.init_container_statuses.iter().flatten())
+                .map(|container| (container.name.clone(), container.image_id.clone()))
+                .collect(),
+            known_sandbox: report::stored_sandbox(&status),
             held_images: HashMap::new(),
             queue,
             sender,
@@ -366,6 +375,8 @@ impl Worker {
     }
 
     fn sandbox_ready(&mut self, pod: Pod) {
+        let addresses = pod.addresses().iter().map(ToString::to_string).collect();
+        self.known_sandbox = (Some(pod.id().to_owned()), addresses);
         let pod = Arc::new(pod);
         let (sender, reporting, mut events) = (self.sender.clone(), Arc::downgrade(&pod), pod.sandbox().events());
         tokio::spawn(async move {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Pod as PodObject;
+use k8s_openapi::api::core::v1::{Pod as PodObject, PodStatus};
 use sampan_runtime::pod::Pod;
 use sampan_runtime::timeline::{Phase, Timeline};
 use sampan_store::{Object, StoreError};
@@ -54,6 +54,13 @@ pub(super) fn stored_timeline(pod: &PodObject) -> Timeline {
         timeline.push(&phase.phase, phase.start, phase.ms);
     }
     timeline
+}
+
+/// The sandbox's id and the pod's addresses as the stored status tells them: a finished pod keeps what it had.
+pub(super) fn stored_sandbox(status: &PodStatus) -> (Option<String>, Vec<String>) {
+    let first = status.container_statuses.iter().flatten().find_map(|container| container.container_id.as_deref());
+    let id = first.and_then(|id| id.strip_prefix("sampan://")?.split('/').next().map(str::to_owned));
+    (id, status.pod_ips.iter().flatten().map(|ip| ip.ip.clone()).collect())
 }
 
 impl Worker {
@@ -113,10 +120,7 @@ impl Worker {
     }
 
     fn surroundings(&self) -> Surroundings {
-        let (sandbox, pod_ips) = match &self.held {
-            Held::Ready(pod) => (Some(pod.id().to_owned()), pod.addresses().iter().map(ToString::to_string).collect()),
-            _ => self.stored_surroundings(),
-        };
+        let (sandbox, pod_ips) = self.known_sandbox.clone();
         Surroundings {
             sandbox,
             pod_ips,
@@ -125,18 +129,6 @@ impl Worker {
             image_ids: self.image_ids.clone(),
             sandbox_refusal: self.refusal.clone(),
         }
-    }
-
-    /// A finished pod keeps the ids and addresses it had.
-    fn stored_surroundings(&self) -> (Option<String>, Vec<String>) {
-        let status = self.report.written.as_ref();
-        let first_id = status
-            .and_then(|status| status.pointer("/containerStatuses/0/containerID"))
-            .and_then(Value::as_str)
-            .and_then(|id| id.strip_prefix("sampan://")?.split('/').next().map(str::to_owned));
-        let ips = status.and_then(|status| status.get("podIPs")).and_then(Value::as_array);
-        let ips = ips.into_iter().flatten().filter_map(|ip| ip.get("ip")?.as_str().map(str::to_owned));
-        (first_id, ips.collect())
     }
 
     /// Puts the status into the stored object; against other writers it tries again.
