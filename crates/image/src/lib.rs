@@ -18,6 +18,7 @@
 mod disk;
 mod error;
 pub mod index;
+pub mod lazy;
 pub mod limits;
 pub mod merge;
 mod store;
