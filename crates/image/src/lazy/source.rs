@@ -65,6 +65,9 @@ pub trait RecordSource: Send + Sync {
 /// A start pack, read from its beginning to its end while the image is already in use.
 #[async_trait]
 pub trait PackReader: Send {
+    /// All the pages that it brings, in that order. A reader of one of them waits for the pack instead of asking the registry.
+    fn pages(&self) -> &[PageNumber];
+
     /// The next pages, checked against the digest that the signature covers; `None` after the last.
     async fn next(&mut self) -> Result<Option<PackedPages>, SourceError>;
 }
