@@ -51,7 +51,9 @@ pub struct PublishedImage {
 pub struct PublishedLayer {
     /// Decoded and checked.
     pub front: LayerIndex,
-    /// The rest of the file that `front` came from.
+    /// Where the front part ends in the file that it came from ([`crate::index::front_range`]).
+    pub front_end: u64,
+    /// The rest of that file.
     pub records: Arc<dyn RecordSource>,
 }
 
