@@ -1,19 +1,22 @@
 //! Loop devices: attach a file, read-only or not, and let the kernel detach it.
 //!
 //! Every device is made with `LO_FLAGS_AUTOCLEAR`: it goes by itself when its last opener or mount goes, so a killed
-//! daemon leaks none. Kernel interface: `include/uapi/linux/loop.h`.
+//! daemon leaks none. A device that outlived its maker is found again by the file behind it, which the kernel tells
+//! ([`find`]). Kernel interface: `include/uapi/linux/loop.h`.
 #![allow(unsafe_code, reason = "the loop driver is spoken to by ioctl(2)")]
 
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{FileType, Mode, makedev, mknodat};
 
 const LOOP_MAJOR: u32 = 7;
 const LOOP_CONFIGURE: libc::c_ulong = 0x4C0A;
+const LOOP_CHANGE_FD: libc::c_ulong = 0x4C06;
+const LOOP_SET_DIRECT_IO: libc::c_ulong = 0x4C08;
 const LOOP_CTL_GET_FREE: libc::c_ulong = 0x4C82;
 const LO_FLAGS_READ_ONLY: u32 = 1;
 const LO_FLAGS_AUTOCLEAR: u32 = 4;
@@ -104,11 +107,79 @@ impl LoopDevice {
         if disk > own { std::fs::write(ours, disk.to_string()) } else { Ok(()) }
     }
 
+    /// How far reads of this device, and of a file system whose first device it is, read ahead. Files that are open already
+    /// keep what they were opened with.
+    pub fn set_read_ahead(&self, kib: u32) -> io::Result<()> {
+        let device = self.file.metadata()?.rdev();
+        let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+        std::fs::write(format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb"), kib.to_string())
+    }
+
+    /// Puts another file of the same size behind a read-only device, under whatever is mounted from it. Waits for the reads
+    /// that are under way; later ones go to `backing`. How the device reads (direct or not) stays.
+    ///
+    /// # Errors
+    /// `EINVAL` for a device that may be written, or a file of another size; `ENXIO` when the device was detached meanwhile.
+    pub fn change_backing(&self, backing: BorrowedFd<'_>) -> io::Result<()> {
+        // SAFETY: LOOP_CHANGE_FD takes a descriptor by its number.
+        let result = unsafe { libc::ioctl(self.file.as_raw_fd(), LOOP_CHANGE_FD, backing.as_raw_fd()) };
+        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+
+    /// Reads past the page cache of the backing file, or through it. Waits for the reads that are under way.
+    pub fn set_direct_io(&self, direct: bool) -> io::Result<()> {
+        // SAFETY: LOOP_SET_DIRECT_IO takes a number.
+        let result = unsafe { libc::ioctl(self.file.as_raw_fd(), LOOP_SET_DIRECT_IO, libc::c_ulong::from(direct)) };
+        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+
     /// The open device.
     #[must_use]
     pub fn file(&self) -> &File {
         &self.file
     }
+}
+
+/// Every attached device behind which is a file that `is_meant`, opened, so that none of them goes by itself.
+///
+/// Paths are as the kernel tells them: from the root of the file's own mount, which for a mount that is attached nowhere is
+/// all there is.
+pub fn find(is_meant: impl Fn(&Path) -> bool) -> io::Result<Vec<LoopDevice>> {
+    let mut found = Vec::new();
+    for number in numbers()? {
+        if !backing(number).is_some_and(|path| is_meant(&path)) {
+            continue;
+        }
+        let path = PathBuf::from(format!("/dev/loop{number}"));
+        let Ok(file) = OpenOptions::new().read(true).custom_flags(libc::O_CLOEXEC).open(&path) else { continue };
+        // It may have become another's between the question and the opening.
+        if backing(number).is_some_and(|path| is_meant(&path)) {
+            found.push(LoopDevice { file, path });
+        }
+    }
+    Ok(found)
+}
+
+/// The files behind all attached devices, as [`find`] has them.
+pub fn backing_files() -> io::Result<Vec<PathBuf>> {
+    Ok(numbers()?.into_iter().filter_map(backing).collect())
+}
+
+/// Every device that the kernel has, attached or not.
+fn numbers() -> io::Result<Vec<u32>> {
+    let mut numbers = Vec::new();
+    for entry in std::fs::read_dir("/sys/block")? {
+        let name = entry?.file_name();
+        numbers.extend(name.to_str().and_then(|name| name.strip_prefix("loop")?.parse::<u32>().ok()));
+    }
+    Ok(numbers)
+}
+
+/// The file behind a device; `None` when nothing is.
+fn backing(number: u32) -> Option<PathBuf> {
+    let told = std::fs::read_to_string(format!("/sys/block/loop{number}/loop/backing_file")).ok()?;
+    let told = told.strip_suffix('\n').unwrap_or(&told);
+    Some(PathBuf::from(told.strip_suffix(" (deleted)").unwrap_or(told)))
 }
 
 /// Opens the device's node, making it first where `/dev` is not the kernel's own devtmpfs.
@@ -157,3 +228,6 @@ fn configure(device: &File, backing: BorrowedFd<'_>, options: LoopOptions) -> io
     let result = unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE, &raw const config) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
+
+#[cfg(test)]
+mod tests;

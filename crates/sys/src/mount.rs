@@ -121,6 +121,8 @@ pub struct MountChange<'fd> {
     pub clear: MountAttrFlags,
     /// Make the mount private, so that nothing propagates in or out.
     pub private: bool,
+    /// Let what is mounted at the other places of a shared mount show here too, but not the other way.
+    pub slave: bool,
     /// Map owners through this user namespace. Only a mount that is still detached can be mapped.
     pub idmap: Option<BorrowedFd<'fd>>,
     /// The whole tree below, not just the mount itself.
@@ -130,7 +132,7 @@ pub struct MountChange<'fd> {
 impl Default for MountChange<'_> {
     fn default() -> Self {
         let none = MountAttrFlags::empty();
-        Self { set: none, clear: none, private: false, idmap: None, recursive: false }
+        Self { set: none, clear: none, private: false, slave: false, idmap: None, recursive: false }
     }
 }
 
@@ -139,7 +141,11 @@ pub fn set_attributes(mount: BorrowedFd<'_>, change: MountChange<'_>) -> io::Res
     let mut attributes = libc::mount_attr {
         attr_set: u64::from(change.set.bits()),
         attr_clr: u64::from(change.clear.bits()),
-        propagation: if change.private { libc::MS_PRIVATE } else { 0 },
+        propagation: match (change.private, change.slave) {
+            (true, _) => libc::MS_PRIVATE,
+            (false, true) => libc::MS_SLAVE,
+            (false, false) => 0,
+        },
         userns_fd: 0,
     };
     if let Some(user_namespace) = change.idmap {
@@ -193,6 +199,26 @@ where
             work()
         })?;
         thread.join().unwrap_or_else(|_| Err(io::Error::other("the scratch mount thread panicked")))
+    })
+}
+
+/// Runs `work` on a thread of its own in another mount namespace, given by its descriptor (setns(2)).
+pub fn in_mount_namespace<T, F>(namespace: BorrowedFd<'_>, work: F) -> io::Result<T>
+where
+    T: Send,
+    F: FnOnce() -> io::Result<T> + Send,
+{
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("in-namespace".into()).spawn_scoped(scope, || {
+            // SAFETY: unshare(2) touches no memory; CLONE_FS gives this thread a root and a directory of its own.
+            if unsafe { libc::unshare(libc::CLONE_FS) } != 0 {
+                return Err(io::Error::last_os_error());
+            }
+            let kind = Some(rustix::thread::LinkNameSpaceType::Mount);
+            rustix::thread::move_into_link_name_space(namespace, kind)?;
+            work()
+        })?;
+        thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread in another mount namespace panicked")))
     })
 }
 
