@@ -9,7 +9,9 @@ pub fn spdy_frames(bytes: &[u8]) {
 
 /// One WebSocket message of a client.
 pub fn websocket_message(bytes: &[u8]) {
-    drop(crate::websocket::parse(&Bytes::copy_from_slice(bytes)));
+    let bytes = Bytes::copy_from_slice(bytes);
+    drop(crate::websocket::parse(&bytes));
+    drop(crate::websocket::forward::parse(&bytes));
 }
 
 #[cfg(test)]

@@ -20,6 +20,15 @@ pub const SPDY_STREAMS_MAX: usize = 8;
 /// Time for a SPDY client to open its streams.
 pub const SPDY_STREAMS_DEADLINE: Duration = Duration::from_secs(30);
 
+/// Streams that a client may have open for forwarded ports: two for each connection.
+pub const SPDY_FORWARD_STREAMS_MAX: usize = 512;
+
+/// Ports of one forwarding over WebSocket channels: their numbers are two to a port, and 255 has a meaning of its own.
+pub const FORWARD_PORTS_MAX: usize = 100;
+
+/// Time for a program in the pod to accept a forwarded connection.
+pub const CONNECT_DEADLINE: Duration = Duration::from_secs(30);
+
 /// After the command has ended, how long an output that somebody else holds open may stay silent before it is given up.
 pub const DRAIN_IDLE: Duration = Duration::from_secs(2);
 

@@ -10,6 +10,7 @@
 //!   └──── replies, pongs ─────────────────────────────────────────────────────┘
 //! ```
 
+pub(crate) mod forward;
 mod frame;
 mod headers;
 
@@ -67,13 +68,8 @@ where
 {
     let (read, write) = tokio::io::split(connection);
     let (outgoing, queue) = mpsc::channel(QUEUE_MAX);
-    let mut reader = Reader {
-        connection: read,
-        buffer: BytesMut::new(),
-        inflater: Inflater::new(),
-        opened: Opened::default(),
-        outgoing,
-    };
+    let mut reader =
+        Reader { frames: Frames::new(read), inflater: Inflater::new(), opened: Opened::default(), outgoing };
     let mut wanted = vec![Role::Error];
     wanted.extend(streams.stdin.is_some().then_some(Role::Stdin));
     wanted.extend(streams.stdout.is_some().then_some(Role::Stdout));
@@ -132,9 +128,33 @@ async fn forward(ids: &Opened, mut outputs: mpsc::Receiver<Output>, outgoing: &m
     }
 }
 
-struct Reader<C> {
+/// The frames that a client sends.
+struct Frames<C> {
     connection: ReadHalf<C>,
     buffer: BytesMut,
+}
+
+impl<C: AsyncRead + AsyncWrite> Frames<C> {
+    fn new(connection: ReadHalf<C>) -> Self {
+        Self { connection, buffer: BytesMut::new() }
+    }
+
+    /// The next one; an error when the client is gone.
+    async fn next(&mut self) -> io::Result<Frame> {
+        loop {
+            if let Some(frame) = parse(&mut self.buffer)? {
+                return Ok(frame);
+            }
+            self.buffer.reserve(CHUNK_BYTES);
+            if self.connection.read_buf(&mut self.buffer).await? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+    }
+}
+
+struct Reader<C> {
+    frames: Frames<C>,
     inflater: Inflater,
     opened: Opened,
     outgoing: mpsc::Sender<Outgoing>,
@@ -144,7 +164,7 @@ impl<C: AsyncRead + AsyncWrite> Reader<C> {
     /// Reads until all these streams are open.
     async fn wait_for(&mut self, wanted: &[Role]) -> io::Result<()> {
         while !wanted.iter().all(|role| self.opened.id(*role).is_some()) {
-            let frame = self.next().await?;
+            let frame = self.frames.next().await?;
             if let Some((_, Some(input))) = self.take(frame).await? {
                 // Nothing may be sent on a stream before its reply; a client that does is not one of those we know.
                 tracing::debug!(?input, "input came before the session began");
@@ -157,7 +177,7 @@ impl<C: AsyncRead + AsyncWrite> Reader<C> {
     async fn read_input(&mut self, inputs: &mpsc::Sender<Input>) -> io::Result<()> {
         let mut sizes = BytesMut::new();
         loop {
-            let frame = self.next().await?;
+            let frame = self.frames.next().await?;
             let Some((role, input)) = self.take(frame).await? else { continue };
             let input = match (role, input) {
                 // Sizes are a stream of JSON lines, not one a frame.
@@ -229,18 +249,6 @@ impl<C: AsyncRead + AsyncWrite> Reader<C> {
 
     async fn send(&mut self, outgoing: Outgoing) -> io::Result<()> {
         self.outgoing.send(outgoing).await.map_err(|_closed| io::ErrorKind::BrokenPipe.into())
-    }
-
-    async fn next(&mut self) -> io::Result<Frame> {
-        loop {
-            if let Some(frame) = parse(&mut self.buffer)? {
-                return Ok(frame);
-            }
-            self.buffer.reserve(CHUNK_BYTES);
-            if self.connection.read_buf(&mut self.buffer).await? == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-        }
     }
 }
 

@@ -3,6 +3,8 @@
 //! Every message begins with the number of its channel: 0 stdin, 1 stdout, 2 stderr, 3 the final status, 4 terminal sizes.
 //! In `v5.channel.k8s.io` a message `[255, n]` closes channel n, which is how a client ends its input.
 
+pub(crate) mod forward;
+
 use bytes::{BufMut as _, Bytes, BytesMut};
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt as _, StreamExt as _};

@@ -98,11 +98,12 @@ impl Deflater {
     }
 }
 
+/// Blocks as a client makes them.
 #[cfg(test)]
-mod tests {
-    use super::*;
+pub(super) mod tests_support {
+    use super::Deflater;
 
-    fn plain(headers: &[(&str, &str)]) -> Vec<u8> {
+    pub(crate) fn plain(headers: &[(&str, &str)]) -> Vec<u8> {
         let number = |length: usize| u32::try_from(length).expect("short").to_be_bytes();
         let mut plain = number(headers.len()).to_vec();
         for text in headers.iter().flat_map(|(name, value)| [name, value]) {
@@ -111,6 +112,18 @@ mod tests {
         }
         plain
     }
+
+    /// Several blocks of one connection.
+    pub(crate) fn block(blocks: &[&[(&str, &str)]]) -> Vec<Vec<u8>> {
+        let mut deflater = Deflater::new().expect("a deflater");
+        blocks.iter().map(|headers| deflater.block(&plain(headers)).expect("a block")).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::tests_support::plain;
+    use super::*;
 
     #[test]
     fn blocks_are_one_run_with_the_dictionary_of_the_protocol() {
