@@ -69,9 +69,15 @@ fn groups(group: &str) -> impl Iterator<Item = Group<'_>> {
 
 /// Resolves a user. `supplemental` is added to whatever groups the files give.
 ///
-/// A name that is not there is an error; a number need not be there. `USER` alone takes its primary group and its
-/// memberships from the files, `USER:GROUP` takes exactly that group.
-pub(crate) fn resolve(user: &User, supplemental: &[u32], passwd: &str, group: &str) -> Result<Identity, Refusal> {
+/// A name that is not there is an error; a number need not be there. `USER` alone takes its primary group from the files,
+/// `USER:GROUP` takes exactly that group. The memberships that the files know of are added unless `strict`.
+pub(crate) fn resolve(
+    user: &User,
+    supplemental: &[u32],
+    strict: bool,
+    passwd: &str,
+    group: &str,
+) -> Result<Identity, Refusal> {
     let mut identity = match user {
         User::Ids { uid, gid, groups } => {
             let home = accounts(passwd).find(|account| account.uid == *uid).map(|account| account.home.to_owned());
@@ -79,6 +85,9 @@ pub(crate) fn resolve(user: &User, supplemental: &[u32], passwd: &str, group: &s
         }
         User::Named(text) => resolve_named(text, passwd, group)?,
     };
+    if !strict {
+        identity.groups.extend(memberships(identity.uid, passwd, group));
+    }
     // The primary group is among them, as in docker and containerd: else a set-gid program could drop it, and with it
     // what is denied to that group.
     identity.groups.push(identity.gid);
@@ -87,6 +96,13 @@ pub(crate) fn resolve(user: &User, supplemental: &[u32], passwd: &str, group: &s
     identity.groups.dedup();
     identity.groups.truncate(GROUPS_MAX);
     Ok(identity)
+}
+
+/// The groups that name the user of this number among their members.
+fn memberships(uid: u32, passwd: &str, group: &str) -> Vec<u32> {
+    let Some(account) = accounts(passwd).find(|account| account.uid == uid) else { return Vec::new() };
+    let is_member = |entry: &Group<'_>| entry.members.split(',').any(|member| member == account.name);
+    groups(group).filter(is_member).map(|entry| entry.gid).take(GROUPS_MAX).collect()
 }
 
 fn resolve_named(text: &str, passwd: &str, group: &str) -> Result<Identity, Refusal> {
@@ -107,11 +123,7 @@ fn resolve_named(text: &str, passwd: &str, group: &str) -> Result<Identity, Refu
     };
     let home = account.as_ref().map(|account| account.home.to_owned());
     let Some(wanted) = wanted_group else {
-        let memberships = account.as_ref().map_or_else(Vec::new, |account| {
-            let is_member = |entry: &Group<'_>| entry.members.split(',').any(|member| member == account.name);
-            groups(group).filter(is_member).map(|entry| entry.gid).take(GROUPS_MAX).collect()
-        });
-        return Ok(Identity { uid, gid: account.map_or(0, |account| account.gid), groups: memberships, home });
+        return Ok(Identity { uid, gid: account.map_or(0, |account| account.gid), groups: Vec::new(), home });
     };
     let by_name = groups(group).find(|entry| entry.name == wanted).map(|entry| entry.gid);
     let gid = by_name.or_else(|| wanted.parse().ok()).ok_or_else(unknown)?;
@@ -128,7 +140,7 @@ mod tests {
     const GROUP: &str = "root:x:0:\nwww:x:34:web\nlogs:x:40:root,web\n:::\n";
 
     fn named(text: &str) -> Result<Identity, Refusal> {
-        resolve(&User::Named(text.into()), &[], PASSWD, GROUP)
+        resolve(&User::Named(text.into()), &[], false, PASSWD, GROUP)
     }
 
     fn identity(uid: u32, gid: u32, groups: &[u32], home: Option<&str>) -> Identity {
@@ -155,13 +167,16 @@ mod tests {
     #[test]
     fn adds_supplemental_groups() {
         let user = User::Ids { uid: 33, gid: 1, groups: vec![9] };
-        assert_eq!(resolve(&user, &[5, 9], PASSWD, GROUP), Ok(identity(33, 1, &[1, 5, 9], Some("/var/www"))));
+        let strict = resolve(&user, &[5, 9], true, PASSWD, GROUP);
+        assert_eq!(strict, Ok(identity(33, 1, &[1, 5, 9], Some("/var/www"))));
+        let merged = resolve(&user, &[5, 9], false, PASSWD, GROUP);
+        assert_eq!(merged, Ok(identity(33, 1, &[1, 5, 9, 40], Some("/var/www"))));
     }
 
     proptest! {
         #[test]
         fn any_files_are_survived(user in ".{0,20}", passwd in "[a-z0-9:\n,]{0,400}", group in "[a-z0-9:\n,]{0,400}") {
-            drop(resolve(&User::Named(user), &[1], &passwd, &group));
+            drop(resolve(&User::Named(user), &[1], false, &passwd, &group));
         }
     }
 }

@@ -68,10 +68,21 @@ pub(crate) enum ChildStreams {
 
 /// Where a child lives.
 pub(crate) enum Placement<'a> {
-    /// A new container: new mount namespace, and a new pid namespace unless the pod shares one.
-    New { tree: &'a Tree, own_pid_namespace: bool },
+    /// A new container in a mount namespace of its own.
+    New { tree: &'a Tree, processes: Processes<'a> },
     /// A process beside a container's init, given by its pidfd; `agent_pid_namespace` leads back.
     Beside { init: BorrowedFd<'a>, agent_pid_namespace: BorrowedFd<'a> },
+}
+
+/// Whose processes a new container sees.
+#[derive(Clone, Copy)]
+pub(crate) enum Processes<'a> {
+    /// Its own.
+    Own,
+    /// The agent's: the pod's, or the host's.
+    Agents,
+    /// Those of another container's init.
+    Of { init: BorrowedFd<'a>, agent_pid_namespace: BorrowedFd<'a> },
 }
 
 /// A child as the agent holds it.
@@ -88,14 +99,17 @@ pub(crate) fn make_child(
 ) -> Result<Child, Refusal> {
     let (report, childs_end) = socket::pair().at("make a report socket")?;
     rustix::io::ioctl_fionbio(&report, true).at("make a report socket")?;
-    let flags = match placement {
-        Placement::New { own_pid_namespace: true, .. } => NEW_MOUNT | NEW_PID,
-        Placement::New { own_pid_namespace: false, .. } => NEW_MOUNT,
-        Placement::Beside { init, .. } => {
-            process::enter_namespaces(*init, NEW_PID).at("join the container's pid namespace")?;
-            0
+    let (flags, joined) = match placement {
+        Placement::New { processes: Processes::Own, .. } => (NEW_MOUNT | NEW_PID, None),
+        Placement::New { processes: Processes::Agents, .. } => (NEW_MOUNT, None),
+        Placement::New { processes: Processes::Of { init, agent_pid_namespace }, .. } => {
+            (NEW_MOUNT, Some((*init, *agent_pid_namespace)))
         }
+        Placement::Beside { init, agent_pid_namespace } => (0, Some((*init, *agent_pid_namespace))),
     };
+    if let Some((init, _)) = joined {
+        process::enter_namespaces(init, NEW_PID).at("join the container's pid namespace")?;
+    }
     let forked = clone3(flags, None);
     if matches!(forked, Ok(Forked::Child)) {
         process::reset_signals();
@@ -103,8 +117,8 @@ pub(crate) fn make_child(
         report_to_agent(&childs_end, &ChildReport::Failed(refusal), &[]);
         process::exit_now(1);
     }
-    if let Placement::Beside { agent_pid_namespace, .. } = placement {
-        process::enter_namespaces(*agent_pid_namespace, NEW_PID).at("return to the pod's pid namespace")?;
+    if let Some((_, agent_pid_namespace)) = joined {
+        process::enter_namespaces(agent_pid_namespace, NEW_PID).at("return to the pod's pid namespace")?;
     }
     match forked.at("clone a process")? {
         Forked::Parent { pid, pidfd } => Ok(Child { pid, pidfd, report }),
@@ -125,6 +139,7 @@ pub(crate) fn become_program(
     process: &ProcessSpec,
     cgroups: &[OwnedFd],
     streams: &ChildStreams,
+    dies_with_agent: bool,
     report: &OwnedFd,
 ) -> Result<Infallible, Refusal> {
     let mut keep: Vec<RawFd> = cgroups.iter().map(AsRawFd::as_raw_fd).collect();
@@ -143,7 +158,8 @@ pub(crate) fn become_program(
     take_streams(streams, terminal.as_ref(), report)?;
 
     let (passwd, group) = identity::read_accounts();
-    let identity = identity::resolve(&process.user, &process.supplemental_groups, &passwd, &group)?;
+    let supplemental = &process.supplemental_groups;
+    let identity = identity::resolve(&process.user, supplemental, process.strict_groups, &passwd, &group)?;
     if let Some(terminal) = &terminal {
         // As login does: the terminal belongs to its user. A read-only or foreign one still works for its opener.
         rustix::fs::fchown(&terminal.user_end, Some(rustix::fs::Uid::from_raw(identity.uid)), None).ok();
@@ -153,6 +169,10 @@ pub(crate) fn become_program(
     rustix::process::chdir(directory.as_str())
         .map_err(|_errno| Refusal::BadWorkingDirectory { directory: directory.clone() })?;
     rustix::process::umask(Mode::from_raw_mode(0o022));
+    if dies_with_agent {
+        // Not where a set-uid program is to run; its group's end reaches that one too.
+        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL)).at("follow the agent")?;
+    }
     Err(execute(process, &identity))
 }
 

@@ -45,5 +45,5 @@ pub fn exercise(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     let (passwd, group) = text.split_once('\0').unwrap_or((&text, ""));
     let user = sampan_wire::agent::User::Named(text.chars().take(32).collect());
-    std::hint::black_box(identity::resolve(&user, &[], passwd, group).is_ok());
+    std::hint::black_box(identity::resolve(&user, &[], false, passwd, group).is_ok());
 }

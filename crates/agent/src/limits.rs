@@ -48,7 +48,7 @@ pub(crate) const GROUPS_MAX: usize = 1024;
 /// Connections that the zygote serves at a time; there is one daemon, and perhaps the one before it.
 pub(crate) const ZYGOTE_CONNECTIONS_MAX: usize = 8;
 
-/// Size of a container's `/dev/shm`, as docker and containerd have it.
+/// Size of a pod's `/dev/shm`, as docker and containerd have it.
 pub(crate) const SHARED_MEMORY_BYTES: u64 = 64 * 1024 * 1024;
 
 /// Terminals of one container; all containers share the machine's 4096 (`kernel.pty.max`).

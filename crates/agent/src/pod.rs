@@ -59,6 +59,8 @@ pub(crate) fn run(id: &str, listener: OwnedFd) -> ! {
     rustix::thread::set_name(&name).ok();
     process::reset_signals();
     process::ignore_signal(libc::SIGPIPE);
+    // In the host's pid namespace orphans would go elsewhere; in a namespace of its own PID 1 has them anyway.
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid())).ok();
     let (Ok(signals), Ok(())) = (signal_descriptor(&[libc::SIGCHLD]), socket::announce(listener.as_fd())) else {
         process::exit_now(1)
     };
@@ -123,7 +125,10 @@ impl Agent {
         if configuration.drop_to_mapped_root {
             privileges::become_identity(&Identity::default())?;
         }
-        rustix::system::sethostname(configuration.hostname.as_bytes()).at("set the hostname")?;
+        if !configuration.hostname.is_empty() {
+            rustix::system::sethostname(configuration.hostname.as_bytes()).at("set the hostname")?;
+        }
+        stage::mount_shared_memory().at("mount the pod's shared memory")?;
         left.into_iter().try_for_each(|(name, value)| set_sysctl(name, value))?;
         self.configuration = Some(configuration);
         Ok(())

@@ -2,9 +2,9 @@
 
 use rustix::process::{Gid, Resource, Rlimit, Uid, setrlimit};
 use rustix::thread::{
-    CapabilitySet, CapabilitySets, capabilities, clear_ambient_capability_set, remove_capability_from_bounding_set,
-    set_capabilities, set_keep_capabilities, set_no_new_privs, set_thread_groups, set_thread_res_gid,
-    set_thread_res_uid,
+    CapabilitySet, CapabilitySets, capabilities, clear_ambient_capability_set, configure_capability_in_ambient_set,
+    remove_capability_from_bounding_set, set_capabilities, set_keep_capabilities, set_no_new_privs, set_thread_groups,
+    set_thread_res_gid, set_thread_res_uid,
 };
 use sampan_sys::seccomp::{self, Instruction};
 use sampan_wire::agent::{ProcessSpec, Refusal, ResourceLimit};
@@ -20,6 +20,9 @@ const CAPABILITY_BITS: u32 = 64;
 /// Without no-new-privileges the filter can only be installed while the process still has `CAP_SYS_ADMIN`; with it, it
 /// goes in last.
 pub(crate) fn confine(process: &ProcessSpec, identity: &Identity) -> Result<(), Refusal> {
+    if let Some(profile) = &process.apparmor_profile {
+        take_apparmor_profile(profile)?;
+    }
     for limit in &process.limits {
         apply_limit(limit)?;
     }
@@ -34,8 +37,12 @@ pub(crate) fn confine(process: &ProcessSpec, identity: &Identity) -> Result<(), 
     let held = capabilities(None).at("read capabilities")?.permitted;
     let granted = CapabilitySet::from_bits_retain(process.capabilities) & held;
     clear_ambient_capability_set().at("clear ambient capabilities")?;
-    let sets = CapabilitySets { effective: granted, permitted: granted, inheritable: CapabilitySet::empty() };
+    let ambient = CapabilitySet::from_bits_retain(process.ambient_capabilities) & granted;
+    let sets = CapabilitySets { effective: granted, permitted: granted, inheritable: ambient };
     set_capabilities(None, sets).at("set capabilities")?;
+    for capability in ambient.iter() {
+        configure_capability_in_ambient_set(capability, true).at("set ambient capabilities")?;
+    }
     if process.no_new_privileges {
         set_no_new_privs(true).at("set no-new-privileges")?;
         install_filter(&process.seccomp)?;
@@ -62,6 +69,14 @@ fn drop_bounding_set(keep: u64) -> Result<(), Refusal> {
         }
     }
     Ok(())
+}
+
+/// The program that comes next is confined by the profile (apparmor_parser(8) has loaded it).
+fn take_apparmor_profile(profile: &str) -> Result<(), Refusal> {
+    let attempt = |file: &str| std::fs::write(file, format!("exec {profile}"));
+    attempt("/proc/thread-self/attr/apparmor/exec")
+        .or_else(|_older| attempt("/proc/thread-self/attr/exec"))
+        .at(&format!("take on the AppArmor profile {profile}"))
 }
 
 fn install_filter(bytes: &[u8]) -> Result<(), Refusal> {

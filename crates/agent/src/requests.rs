@@ -4,12 +4,16 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::pipe::{PipeFlags, pipe_with};
 use sampan_sys::process::signal_by_pidfd;
-use sampan_wire::agent::{ContainerStart, ExecStart, ExecStreams, FromDaemon, MountSource, Refusal, Reply, Request};
+use sampan_wire::agent::{
+    ContainerStart, ExecStart, ExecStreams, FromDaemon, MountSource, ProcessNamespace, Refusal, Reply, Request,
+};
 
 use crate::container::Container;
 use crate::copy;
 use crate::fault::AtStage;
-use crate::launch::{Asker, Child, ChildStreams, Launch, Placement, Purpose, become_program, make_child, set_size};
+use crate::launch::{
+    Asker, Child, ChildStreams, Launch, Placement, Processes, Purpose, become_program, make_child, set_size,
+};
 use crate::limits::{CONTAINERS_MAX, EXECS_MAX};
 use crate::link::{Descriptors, LinkError, Outgoing};
 use crate::pod::{Agent, now};
@@ -57,8 +61,11 @@ impl Agent {
             }
             Request::Signal { container, signal } => self.signal(&container, signal).map(|()| Some(Reply::Done)),
             Request::KillAll => {
-                // From PID 1, -1 is everybody else in the pod; that there is nobody is no failure.
-                drop(sampan_sys::process::signal_by_pid(-1, libc::SIGKILL));
+                self.kill_all();
+                Ok(Some(Reply::Done))
+            }
+            Request::SignalExec { exec_id, signal } => {
+                self.signal_exec(exec_id, signal);
                 Ok(Some(Reply::Done))
             }
             Request::CopyOut { container, path, archive } => {
@@ -98,7 +105,7 @@ impl Agent {
         let Some(configuration) = &self.configuration else {
             return Err(Refusal::NotNow { why: "the pod is not configured yet".into() });
         };
-        let own_pid_namespace = !configuration.share_process_namespace;
+        let (shared, on_host) = (configuration.share_process_namespace, configuration.host_process_namespace);
         let starting = |launch: &Launch| matches!(&launch.purpose, Purpose::Container(one) if one.name == start.name);
         if self.containers.contains_key(&start.name) || self.launches.iter().any(starting) {
             return Err(Refusal::NameTaken { container: start.name });
@@ -113,9 +120,20 @@ impl Agent {
             let (agents, childs) = make_pipes(start.stdin).at("make pipes")?;
             (agents, ChildStreams::Pipes(childs))
         };
-        let placement = Placement::New { tree: &tree, own_pid_namespace };
+        let target = self.target_of(&start.process_namespace)?;
+        let processes = match (&start.process_namespace, &target, &self.own_pid_namespace) {
+            (ProcessNamespace::Target(_), Some(init), Some(own)) => {
+                Processes::Of { init: init.as_fd(), agent_pid_namespace: own.as_fd() }
+            }
+            (ProcessNamespace::Own, ..) if !shared => Processes::Own,
+            _ => Processes::Agents,
+        };
+        let own_processes = matches!(processes, Processes::Own);
+        let placement = Placement::New { tree: &tree, processes };
         let Child { pid, pidfd, report } = self.with_oom_score(start.process.oom_score_adjustment, || {
-            make_child(&placement, |report| become_program(&placement, &start.process, &cgroups, &streams, report))
+            make_child(&placement, |report| {
+                become_program(&placement, &start.process, &cgroups, &streams, on_host, report)
+            })
         })?;
         let spec = StreamsSpec { tty: start.tty, stdin: start.stdin, stdin_once: start.stdin_once };
         let container = Container {
@@ -127,12 +145,45 @@ impl Agent {
             tty: start.tty,
             stdin: start.stdin,
             streams: Streams::new(spec, log, agents_ends),
-            members: if own_pid_namespace { None } else { cgroups.into_iter().next() },
+            members: if own_processes { None } else { cgroups.into_iter().next() },
             ended: None,
         };
         let purpose = Purpose::Container(Box::new(container));
         self.launches.push(Launch { asker: id, pid, report, purpose, failure: None, exited: None });
         Ok(())
+    }
+
+    /// The init of the container whose processes another one is to see.
+    fn target_of(&mut self, namespace: &ProcessNamespace) -> Result<Option<OwnedFd>, Refusal> {
+        let ProcessNamespace::Target(target) = namespace else { return Ok(None) };
+        let init = &self.running(target)?.pidfd;
+        rustix::io::fcntl_dupfd_cloexec(init, 3).at("duplicate a pidfd").map(Some)
+    }
+
+    /// That there is nobody is no failure.
+    fn kill_all(&self) {
+        if self.configuration.as_ref().is_none_or(|configuration| !configuration.host_process_namespace) {
+            // From PID 1, -1 is everybody else in the pod.
+            drop(sampan_sys::process::signal_by_pid(-1, libc::SIGKILL));
+            return;
+        }
+        for container in self.containers.values().filter(|container| container.ended.is_none()) {
+            signal_by_pidfd(container.pidfd.as_fd(), libc::SIGKILL).ok();
+        }
+        for (pid, _) in &self.execs {
+            drop(sampan_sys::process::signal_by_pid(*pid, libc::SIGKILL));
+        }
+    }
+
+    /// Signals an exec and what it has started in its own group. One that has ended hears nothing.
+    fn signal_exec(&self, wanted: u64, signal: i32) {
+        let Some((pid, _)) = self.execs.iter().find(|(_, exec_id)| *exec_id == wanted).filter(|(pid, _)| *pid > 1)
+        else {
+            return;
+        };
+        // Both may have ended by themselves.
+        drop(sampan_sys::process::signal_by_pid(pid.saturating_neg(), signal));
+        drop(sampan_sys::process::signal_by_pid(*pid, signal));
     }
 
     fn exec(
@@ -159,7 +210,7 @@ impl Agent {
         }
         let init = rustix::io::fcntl_dupfd_cloexec(&container.pidfd, 3).at("duplicate a pidfd")?;
         let child = self.make_child_beside(&init, process.oom_score_adjustment, |placement, report| {
-            become_program(placement, &process, &cgroups, &streams, report)
+            become_program(placement, &process, &cgroups, &streams, false, report)
         })?;
         let purpose = Purpose::Exec { exec_id: start.exec_id, terminal: None };
         let Child { pid, report, .. } = child;
@@ -254,6 +305,8 @@ impl ContainerParts {
             cgroup_hierarchies: start.cgroup_hierarchies.clone(),
             read_only: start.read_only_root,
             privileged: start.privileged,
+            masked_paths: start.masked_paths.clone(),
+            read_only_paths: start.read_only_paths.clone(),
         };
         let cgroups = start.cgroups.iter().map(|slot| descriptors.take(*slot)).collect::<Result<_, _>>()?;
         Ok(Self { tree, cgroups, log: descriptors.take(start.log)? })

@@ -13,8 +13,8 @@ use sampan_sys::mount::{FsContext, MountChange, attach, clone_tree, set_attribut
 use sampan_wire::agent::Refusal;
 
 use crate::fault::AtStage;
-use crate::limits::{SHARED_MEMORY_BYTES, TERMINALS_MAX};
-use crate::stage::{self, CONTAINER_ROOT, inert};
+use crate::limits::TERMINALS_MAX;
+use crate::stage::{self, CONTAINER_ROOT, SHARED_MEMORY, inert};
 
 /// What a container must not see (containerd's and docker's default list).
 const MASKED_PATHS: [&str; 12] = [
@@ -60,6 +60,9 @@ pub(crate) struct Tree {
     pub(crate) cgroup_hierarchies: Vec<String>,
     pub(crate) read_only: bool,
     pub(crate) privileged: bool,
+    /// Instead of the default ones.
+    pub(crate) masked_paths: Option<Vec<String>>,
+    pub(crate) read_only_paths: Option<Vec<String>>,
 }
 
 /// A terminal made inside the container's own devpts.
@@ -78,9 +81,8 @@ impl Tree {
         for volume in &self.volumes {
             self.mount_volume(volume)?;
         }
-        if !self.privileged {
-            self.mask()?;
-        }
+        self.mask()?;
+        self.protect()?;
         if self.read_only {
             let change = MountChange { set: MountAttrFlags::MOUNT_ATTR_RDONLY, ..MountChange::default() };
             set_attributes(self.root.as_fd(), change).at("make the root read-only")?;
@@ -109,10 +111,9 @@ impl Tree {
         let quiet = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
         let terminals =
             [("newinstance", ""), ("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5"), ("max", TERMINALS_MAX)];
-        let shared = [("mode", "1777".to_owned()), ("size", SHARED_MEMORY_BYTES.to_string())];
-        let shared = shared.each_ref().map(|(key, value)| (*key, value.as_str()));
         self.mount_new("devpts", &terminals, quiet, "dev/pts")?;
-        self.mount_new("tmpfs", &shared, inert(), "dev/shm")?;
+        let shared = clone_tree(CWD, SHARED_MEMORY, false).at("copy the pod's shared memory")?;
+        self.place(shared.as_fd(), "dev/shm", true)?;
         self.mount_new("mqueue", &[], inert(), "dev/mqueue")
     }
 
@@ -176,9 +177,8 @@ impl Tree {
                 (new_mount("tmpfs", &options, quiet).at("make a tmpfs")?, true)
             }
         };
-        if volume.read_only {
-            let set = MountAttrFlags::MOUNT_ATTR_RDONLY;
-            let change = MountChange { set, recursive: true, ..MountChange::default() };
+        if volume.read_only && matches!(volume.source, Source::Tmpfs { .. }) {
+            let change = MountChange { set: MountAttrFlags::MOUNT_ATTR_RDONLY, ..MountChange::default() };
             set_attributes(mount.as_fd(), change).at("make a mount read-only")?;
         }
         self.place(mount.as_fd(), destination, directory)
@@ -193,7 +193,7 @@ impl Tree {
 
     /// Hides what gives away or changes too much. What is not there needs no hiding.
     fn mask(&self) -> Result<(), Refusal> {
-        for path in MASKED_PATHS {
+        for path in self.listed(self.masked_paths.as_ref(), &MASKED_PATHS) {
             let Some(place) = find(self.root.as_fd(), path).at("find a path to mask")? else { continue };
             let stat = fstat(&place).at("look at a path to mask")?;
             let mask = if FileType::from_raw_mode(stat.st_mode).is_dir() {
@@ -204,10 +204,29 @@ impl Tree {
             };
             attach(mask.as_fd(), place.as_fd(), "").at("mask a path")?;
         }
-        for path in READ_ONLY_PATHS {
+        Ok(())
+    }
+
+    /// The paths that the container's specification names, or else those that every container has that is not privileged.
+    fn listed<'a>(&self, named: Option<&'a Vec<String>>, default: &'a [&'static str]) -> Vec<&'a str> {
+        match named {
+            Some(paths) => {
+                paths.iter().map(|path| path.trim_start_matches('/')).filter(|path| !path.is_empty()).collect()
+            }
+            None if self.privileged => Vec::new(),
+            None => default.to_vec(),
+        }
+    }
+
+    /// Makes read-only what must not be changed.
+    fn protect(&self) -> Result<(), Refusal> {
+        for path in self.listed(self.read_only_paths.as_ref(), &READ_ONLY_PATHS) {
             let Some(place) = find(self.root.as_fd(), path).at("find a path to protect")? else { continue };
             let copy = clone_tree(place.as_fd(), "", true).at("protect a path")?;
-            let set = MountAttrFlags::MOUNT_ATTR_RDONLY | inert();
+            let mut set = MountAttrFlags::MOUNT_ATTR_RDONLY;
+            if path.starts_with("proc/") || path.starts_with("sys/") {
+                set |= inert();
+            }
             set_attributes(copy.as_fd(), MountChange { set, recursive: true, ..MountChange::default() })
                 .at("protect a path")?;
             attach(copy.as_fd(), place.as_fd(), "").at("protect a path")?;

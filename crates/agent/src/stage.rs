@@ -16,9 +16,13 @@ use sampan_sys::process::{NEW_MOUNT, leave_namespaces};
 use sampan_wire::agent::Refusal;
 
 use crate::fault::AtStage;
+use crate::limits::SHARED_MEMORY_BYTES;
 
 /// Where a container's root is attached in the agent's own tree, on its way to become the root.
 pub(crate) const CONTAINER_ROOT: &str = "/root";
+
+/// Where the pod's shared memory is attached in the agent's own tree: one for all of its containers.
+pub(crate) const SHARED_MEMORY: &str = "/shm";
 
 /// Mount attributes of everything that is data only.
 pub(crate) fn inert() -> MountAttrFlags {
@@ -35,7 +39,7 @@ pub(crate) fn build_for_zygote() -> io::Result<()> {
     context.set_string("mode", "0755")?;
     context.set_string("size", "64k")?;
     let stage = context.mount(MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV)?;
-    let directories = ["proc", "sys", "skeleton", "skeleton/proc", "skeleton/sys", "skeleton/root"];
+    let directories = ["proc", "sys", "skeleton", "skeleton/proc", "skeleton/sys", "skeleton/root", "skeleton/shm"];
     for directory in directories {
         mkdirat(&stage, directory, Mode::from_raw_mode(0o755))?;
     }
@@ -55,6 +59,14 @@ pub(crate) fn enter_skeleton() -> Result<(), Refusal> {
     mount_fresh("proc", skeleton.as_fd()).at("mount proc")?;
     mount_fresh("sysfs", skeleton.as_fd()).at("mount sysfs")?;
     enter(&skeleton).at("enter the skeleton")
+}
+
+/// Makes the pod's shared memory, owned by the pod's root: call it as that.
+pub(crate) fn mount_shared_memory() -> io::Result<()> {
+    let context = FsContext::open("tmpfs")?;
+    context.set_string("mode", "1777")?;
+    context.set_string("size", SHARED_MEMORY_BYTES.to_string())?;
+    attach(context.mount(inert())?.as_fd(), CWD, SHARED_MEMORY)
 }
 
 fn mount_fresh(filesystem: &str, root: BorrowedFd<'_>) -> io::Result<()> {

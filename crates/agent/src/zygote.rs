@@ -97,14 +97,18 @@ impl Zygote {
         mut descriptors: Descriptors,
         outgoing: &mut Outgoing,
     ) -> Result<ZygoteReply, LinkError> {
-        let ZygoteRequest::CreateSandbox { id, own_user_namespace, listener, cgroup } = request else {
+        let ZygoteRequest::CreateSandbox { id, own_user_namespace, host_network, host_pid, host_ipc, listener, cgroup } =
+            request
+        else {
             return Ok(ZygoteReply::Here);
         };
         let listener = descriptors.take(listener)?;
         let cgroup = cgroup.map(|slot| descriptors.take(slot)).transpose()?;
-        let mut flags = NEW_MOUNT | NEW_PID | NEW_IPC | NEW_UTS | NEW_NET | NEW_CGROUP;
-        if own_user_namespace {
-            flags |= NEW_USER;
+        let mut flags = NEW_MOUNT | NEW_UTS | NEW_CGROUP;
+        let own =
+            [(own_user_namespace, NEW_USER), (!host_network, NEW_NET), (!host_pid, NEW_PID), (!host_ipc, NEW_IPC)];
+        for (_, flag) in own.iter().filter(|(wanted, _)| *wanted) {
+            flags |= flag;
         }
         Ok(match clone3(flags, cgroup.as_ref().map(AsFd::as_fd)) {
             Ok(Forked::Child) => self.become_agent(&id, listener),

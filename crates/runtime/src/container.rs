@@ -3,15 +3,79 @@
 //! Pure but for the descriptors that pass through. Sources: OCI image configuration ("Conversion to runtime
 //! configuration"), and Kubernetes' rules for `command`, `args` and capabilities.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use sampan_image::Image;
-use sampan_sandbox::{Capabilities, Resources, UnknownCapability, User};
+use sampan_sandbox::{
+    Capabilities, Device, GroupsPolicy, Limit, ProcessNamespace, Resources, Seccomp, UnknownCapability, User,
+};
 
 use crate::volume::VolumeMount;
 
 /// `PATH` of a container whose image sets none.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// What a container is asked to end by that does not say.
+const SIGTERM: i32 = 15;
+
+/// Names of signals (signal(7), numbers of x86 and ARM).
+const SIGNALS: [(&str, i32); 31] = [
+    ("HUP", 1),
+    ("INT", 2),
+    ("QUIT", 3),
+    ("ILL", 4),
+    ("TRAP", 5),
+    ("ABRT", 6),
+    ("BUS", 7),
+    ("FPE", 8),
+    ("KILL", 9),
+    ("USR1", 10),
+    ("SEGV", 11),
+    ("USR2", 12),
+    ("PIPE", 13),
+    ("ALRM", 14),
+    ("TERM", 15),
+    ("STKFLT", 16),
+    ("CHLD", 17),
+    ("CONT", 18),
+    ("STOP", 19),
+    ("TSTP", 20),
+    ("TTIN", 21),
+    ("TTOU", 22),
+    ("URG", 23),
+    ("XCPU", 24),
+    ("XFSZ", 25),
+    ("VTALRM", 26),
+    ("PROF", 27),
+    ("WINCH", 28),
+    ("IO", 29),
+    ("PWR", 30),
+    ("SYS", 31),
+];
+
+/// The first real-time signal as C libraries number them (they keep two of the kernel's for themselves), and the last.
+const REAL_TIME: (i32, i32) = (34, 64);
+
+/// The number of a signal given by number or name, with or without `SIG`: `9`, `QUIT`, `SIGRTMIN+3`.
+#[must_use]
+pub fn signal_number(text: &str) -> Option<i32> {
+    let upper = text.trim().to_ascii_uppercase();
+    let name = upper.strip_prefix("SIG").unwrap_or(&upper);
+    if let Ok(number) = name.parse::<i32>() {
+        return (1..=REAL_TIME.1).contains(&number).then_some(number);
+    }
+    let offset = |rest: &str| if rest.is_empty() { Some(0) } else { rest.get(1..)?.parse::<i32>().ok() };
+    let real_time = match (name.strip_prefix("RTMIN"), name.strip_prefix("RTMAX")) {
+        (Some(rest), _) if rest.is_empty() || rest.starts_with('+') => REAL_TIME.0.checked_add(offset(rest)?),
+        (_, Some(rest)) if rest.is_empty() || rest.starts_with('-') => REAL_TIME.1.checked_sub(offset(rest)?),
+        _ => None,
+    };
+    if let Some(number) = real_time {
+        return (REAL_TIME.0..=REAL_TIME.1).contains(&number).then_some(number);
+    }
+    SIGNALS.iter().find(|(known, _)| *known == name).map(|(_, number)| *number)
+}
 
 /// Why a container cannot be started as it is described.
 #[derive(Debug, thiserror::Error)]
@@ -37,7 +101,7 @@ pub enum ContainerConfigError {
     },
 }
 
-/// One container of a pod.
+/// One container of a pod. [`ContainerConfig::new`] gives the defaults.
 #[derive(Debug, Clone)]
 pub struct ContainerConfig {
     /// Name in the pod.
@@ -58,6 +122,8 @@ pub struct ContainerConfig {
     pub user: Option<User>,
     /// Further groups.
     pub supplemental_groups: Vec<u32>,
+    /// What becomes of those that the image gives its user.
+    pub groups_policy: GroupsPolicy,
     /// Refuse to run as root.
     pub run_as_non_root: bool,
     /// With a terminal.
@@ -66,20 +132,81 @@ pub struct ContainerConfig {
     pub stdin: bool,
     /// Close standard input when the first client leaves.
     pub stdin_once: bool,
-    /// Where volumes appear.
+    /// Where volumes, host paths and images appear.
     pub mounts: Vec<VolumeMount>,
     /// Limits.
     pub resources: Resources,
+    /// Limits of each process (`ulimit`).
+    pub rlimits: Vec<Limit>,
     /// Capabilities added to and dropped from the default ones.
     pub capabilities: CapabilityChange,
     /// `allowPrivilegeEscalation: false`.
     pub no_new_privileges: bool,
     /// `readOnlyRootFilesystem`.
     pub read_only_root: bool,
-    /// All capabilities of the pod's user namespace, no seccomp, no masks.
+    /// All capabilities and devices, no seccomp, no masks.
     pub privileged: bool,
-    /// `seccompProfile: Unconfined`.
-    pub seccomp_unconfined: bool,
+    /// Which system calls it may make. A privileged container may make all.
+    pub seccomp: Seccomp,
+    /// Name of a profile loaded into the host's kernel; `None` and `runtime/default` and `unconfined` for none.
+    pub apparmor_profile: Option<String>,
+    /// Whose processes it sees.
+    pub process_namespace: ProcessNamespace,
+    /// Devices of the host.
+    pub devices: Vec<DeviceConfig>,
+    /// Replaces the list of paths that are hidden.
+    pub masked_paths: Option<Vec<String>>,
+    /// Replaces the list of paths that cannot be written.
+    pub read_only_paths: Option<Vec<String>>,
+    /// How soon it is killed when memory runs out, from -1000 (never) to 1000 (first); lowering is best effort.
+    pub oom_score_adj: Option<i32>,
+    /// Replaces the image's; a number or a name such as `SIGQUIT`.
+    pub stop_signal: Option<String>,
+    /// Where it logs, below [`crate::pod::PodConfig::log_directory`] unless absolute; a file of the runtime's own choice
+    /// when absent.
+    pub log_path: Option<PathBuf>,
+}
+
+/// A device of the host that a container may use.
+pub type DeviceConfig = Device;
+
+impl ContainerConfig {
+    /// A container that runs what its image says, with the default restrictions.
+    #[must_use]
+    pub fn new(name: impl Into<String>, image: Arc<Image>) -> Self {
+        Self {
+            name: name.into(),
+            attempt: 0,
+            image,
+            command: Vec::new(),
+            args: Vec::new(),
+            env: Vec::new(),
+            working_dir: None,
+            user: None,
+            supplemental_groups: Vec::new(),
+            groups_policy: GroupsPolicy::default(),
+            run_as_non_root: false,
+            tty: false,
+            stdin: false,
+            stdin_once: false,
+            mounts: Vec::new(),
+            resources: Resources::default(),
+            rlimits: Vec::new(),
+            capabilities: CapabilityChange::default(),
+            no_new_privileges: false,
+            read_only_root: false,
+            privileged: false,
+            seccomp: Seccomp::default(),
+            apparmor_profile: None,
+            process_namespace: ProcessNamespace::default(),
+            devices: Vec::new(),
+            masked_paths: None,
+            read_only_paths: None,
+            oom_score_adj: None,
+            stop_signal: None,
+            log_path: None,
+        }
+    }
 }
 
 /// `securityContext.capabilities`.
@@ -89,6 +216,8 @@ pub struct CapabilityChange {
     pub add: Vec<String>,
     /// Dropped likewise.
     pub drop: Vec<String>,
+    /// Added likewise, and kept by programs that are not root's.
+    pub add_ambient: Vec<String>,
 }
 
 impl CapabilityChange {
@@ -97,7 +226,13 @@ impl CapabilityChange {
         if privileged {
             return Ok(Capabilities::all());
         }
-        Ok(Capabilities::runtime_default().adjusted(&self.add, &self.drop)?)
+        let add = [self.add.as_slice(), &self.add_ambient].concat();
+        Ok(Capabilities::runtime_default().adjusted(&add, &self.drop)?)
+    }
+
+    /// Those of them that programs keep that are not root's.
+    pub fn resolve_ambient(&self) -> Result<Capabilities, ContainerConfigError> {
+        Ok(Capabilities::NONE.adjusted(&self.add_ambient, &[])?)
     }
 }
 
@@ -158,11 +293,39 @@ impl ContainerConfig {
         }
     }
 
+    /// By what it is asked to end: the pod's choice, else the image's, else SIGTERM.
+    #[must_use]
+    pub fn effective_stop_signal(&self) -> i32 {
+        let image = || signal_number(&self.image.config.config.stop_signal);
+        self.stop_signal.as_deref().and_then(signal_number).or_else(image).unwrap_or(SIGTERM)
+    }
+
+    /// The AppArmor profile that the kernel is asked for. We load none ourselves, so that the default is none.
+    #[must_use]
+    pub fn effective_apparmor(&self) -> Option<String> {
+        let profile = self.apparmor_profile.as_deref()?;
+        let profile = profile.strip_prefix("localhost/").unwrap_or(profile);
+        let none = matches!(profile, "" | "runtime/default" | "unconfined") || self.privileged;
+        (!none).then(|| profile.to_owned())
+    }
+
     /// Where it starts.
     #[must_use]
     pub fn effective_working_dir(&self) -> String {
         let from_image = || Some(self.image.config.config.working_dir.clone());
         let chosen = self.working_dir.clone().or_else(from_image).filter(|dir| !dir.is_empty());
         chosen.unwrap_or_else(|| "/".to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::signal_number;
+
+    #[test]
+    fn signals_have_many_names() {
+        let numbers = ["9", "SIGQUIT", "term", "SIGRTMIN+3", "RTMAX-1", "RTMIN", "SIGFLY", "0", "65", "", "RTMIN+99"];
+        let expected = [Some(9), Some(3), Some(15), Some(37), Some(63), Some(34), None, None, None, None, None];
+        assert_eq!(numbers.map(signal_number), expected);
     }
 }

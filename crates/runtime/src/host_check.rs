@@ -73,10 +73,10 @@ pub fn run() -> Vec<Check> {
         ),
         check("nftables", Required, nftables(), "load it with: modprobe nf_tables"),
         check(
-            "fuse",
+            "lazy loading",
             Optional,
-            device("/dev/fuse"),
-            "load it with: modprobe fuse (images then start before they are complete)",
+            lazy_loading(),
+            "images are pulled whole here; to start before they are complete: a kernel of 6.9 or later, modprobe fuse",
         ),
         check(
             "kvm",
@@ -218,6 +218,13 @@ fn device(path: &str) -> Finding {
         Err(Errno::NOENT) => Err(format!("{path} is missing")),
         Err(error) => Err(format!("{path}: {error}")),
     }
+}
+
+/// FUSE, and by version: since Linux 6.9 it can ask again for what a killed service left unanswered.
+fn lazy_loading() -> Finding {
+    device("/dev/fuse")?;
+    let (release, version) = kernel_version();
+    if version >= (6, 9) { Ok("by fuse".to_owned()) } else { Err(format!("fuse in {release} forgets requests")) }
 }
 
 /// Asks for the generation of the rule set (`NFT_MSG_GETGEN`, include/uapi/linux/netfilter/nf_tables.h), which loads

@@ -125,6 +125,15 @@ impl Journal {
         })
     }
 
+    /// Notes that a sandbox is complete, and whose it is: one that was made beforehand was nobody's.
+    pub fn complete(&self, id: &str, pod_uid: &str, pod_name: &str) -> Result<(), JournalError> {
+        let database = self.lock();
+        database
+            .prepare_cached("UPDATE sandboxes SET state = 'ready', pod_uid = ?2, pod_name = ?3 WHERE id = ?1")?
+            .execute([id, pod_uid, pod_name])?;
+        Ok(())
+    }
+
     /// Notes how far a sandbox has come.
     pub fn set_state(&self, id: &str, state: SandboxState) -> Result<(), JournalError> {
         let database = self.lock();

@@ -12,8 +12,11 @@ pub mod pod;
 pub mod timeline;
 pub mod volume;
 
+mod pool;
 mod rootfs;
 mod runtime;
+mod workshop;
 mod writable;
 
 pub use runtime::{Recovered, Runtime, RuntimeConfig, RuntimeError};
+pub use writable::DiskFigures;

@@ -30,6 +30,22 @@ pub const DESTROY_DEADLINE: Duration = Duration::from_secs(30);
 /// Making a file-system template by `mkfs.ext4`.
 pub const TEMPLATE_DEADLINE: Duration = Duration::from_secs(60);
 
+/// Sandboxes that are kept ready where nobody says how many.
+pub const POOL_DEFAULT: usize = 4;
+/// The most that are.
+pub const POOL_MAX: usize = 256;
+/// How long making one waits for pods that are being made at this moment.
+pub const POOL_PATIENCE: Duration = Duration::from_millis(50);
+/// How long making one waits after a failure.
+pub const POOL_RETRY: Duration = Duration::from_secs(5);
+
+/// Kept of each output stream of a command that is run to its end (the kubelet reads no more either).
+pub const EXEC_OUTPUT_BYTES_MAX: usize = 16 << 20;
+/// What such a command has left running may still say this long after its end.
+pub const EXEC_DRAIN_MAX: Duration = Duration::from_secs(1);
+/// Connecting to a port of a pod, which is on this machine.
+pub const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
+
 /// How often, and how far apart, a loop device is looked at that is just being let go: it takes milliseconds.
 pub const DETACH_ATTEMPTS_MAX: u32 = 200;
 /// See [`DETACH_ATTEMPTS_MAX`].

@@ -1,26 +1,29 @@
 //! One live pod: its sandbox, disk, volumes and address, and how a container is started in it.
 
+mod prepare;
+mod stream;
+
 use std::net::IpAddr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use sampan_image::ImageStore;
 use sampan_network::{Attachment, DnsSettings, HostAlias, PortMapping};
-use sampan_sandbox::{ContainerSpec, Mount, MountSource, ProcessSandbox, Resources, Seccomp, Started};
-use sampan_sys::mount;
+use sampan_sandbox::{
+    ContainerSpec, IdMap, ProcessNamespace, ProcessSandbox, Resources, Seccomp, Started, UserNamespace,
+};
 
 use crate::container::ContainerConfig;
 use crate::journal::SandboxRow;
-use crate::rootfs::{self, Layers};
+use crate::limits::ID_RANGE_LENGTH;
 use crate::runtime::RuntimeError;
 use crate::timeline::Timeline;
-use crate::volume::{OwnerNamespace, VolumeConfig, VolumeMount, Volumes};
-use crate::writable::Disk;
-
-/// Files of the pod that appear in every container which does not mount something there itself.
-const POD_FILES: [&str; 3] = ["hosts", "hostname", "resolv.conf"];
+use crate::volume::{MountOrigin, PodUsers, VolumeConfig, Volumes};
+use crate::writable::{Disk, DiskFigures};
+pub use stream::ExecOutput;
 
 /// A pod, as the runtime needs to know it.
 #[derive(Debug, Clone, Default)]
@@ -33,8 +36,22 @@ pub struct PodConfig {
     pub name: String,
     /// Its host name.
     pub hostname: String,
-    /// Share the host's user namespace.
+    /// Share the host's user namespace; implied by the next three.
     pub host_users: bool,
+    /// Share the host's network: no address, no ports of its own.
+    pub host_network: bool,
+    /// Share the host's process namespace.
+    pub host_pid: bool,
+    /// Share the host's System V and POSIX IPC.
+    pub host_ipc: bool,
+    /// Which of the host's ids the pod's users are, where somebody else has chosen them; a free range when absent.
+    pub uid_mappings: Option<Vec<IdMap>>,
+    /// The same of groups; those of users when absent.
+    pub gid_mappings: Option<Vec<IdMap>>,
+    /// Where the pod's control group hangs: a path from the hierarchies' roots, or a systemd slice's name.
+    pub cgroup_parent: Option<String>,
+    /// Where containers' relative log paths begin; the runtime's own folder when absent.
+    pub log_directory: Option<PathBuf>,
     /// Containers see each other's processes.
     pub share_process_namespace: bool,
     /// The pod's cap.
@@ -53,6 +70,31 @@ pub struct PodConfig {
     pub volumes: Vec<VolumeConfig>,
 }
 
+impl PodConfig {
+    /// Whether the pod's users are the host's: asked for, or because it shares what a user namespace of its own could not.
+    #[must_use]
+    pub fn shares_users(&self) -> bool {
+        self.host_users || self.host_network || self.host_pid || self.host_ipc
+    }
+
+    /// Whether the journal has to find a range of ids for it.
+    pub(crate) fn needs_range(&self) -> bool {
+        !self.shares_users() && self.uid_mappings.is_none()
+    }
+
+    /// Its users, given the range that the journal has found.
+    pub(crate) fn user_namespace(&self, first_id: u32) -> UserNamespace {
+        match &self.uid_mappings {
+            _ if self.shares_users() => UserNamespace::Host,
+            Some(uids) => UserNamespace::Mapped {
+                uids: uids.clone(),
+                gids: self.gid_mappings.clone().unwrap_or_else(|| uids.clone()),
+            },
+            None => UserNamespace::Own { first_id, length: ID_RANGE_LENGTH },
+        }
+    }
+}
+
 /// Who owns what the pod's root owns, seen from the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Owner {
@@ -65,7 +107,8 @@ pub struct Owner {
 pub struct Pod {
     pub(crate) row: SandboxRow,
     pub(crate) sandbox: Arc<ProcessSandbox>,
-    pub(crate) attachment: Attachment,
+    /// `None` in the host's network.
+    pub(crate) attachment: Option<Attachment>,
     pub(crate) parts: Arc<Parts>,
     pub(crate) config: PodConfig,
     /// Folder of the pod's logs.
@@ -77,6 +120,20 @@ pub struct Pod {
 pub(crate) struct Parts {
     pub(crate) disk: Disk,
     pub(crate) volumes: Volumes,
+}
+
+/// A container that is complete but for its process. Dropping it takes it away again.
+#[derive(Debug)]
+pub struct CreatedContainer {
+    spec: ContainerSpec,
+}
+
+impl CreatedContainer {
+    /// Its name in the pod.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.spec.name
+    }
 }
 
 impl Pod {
@@ -98,10 +155,10 @@ impl Pod {
         &self.sandbox
     }
 
-    /// The pod's addresses, IPv4 first.
+    /// The pod's addresses, IPv4 first; none in the host's network.
     #[must_use]
     pub fn addresses(&self) -> Vec<IpAddr> {
-        self.attachment.addresses()
+        self.attachment.as_ref().map(Attachment::addresses).unwrap_or_default()
     }
 
     /// The containers whose process runs, and since when; asked of the agent.
@@ -114,124 +171,162 @@ impl Pod {
         self.parts.disk.usage()
     }
 
+    /// The same, with inodes.
+    pub fn disk_figures(&self) -> std::io::Result<DiskFigures> {
+        self.parts.disk.figures()
+    }
+
     /// The writable layer has no block or inode left.
     pub fn disk_is_full(&self) -> std::io::Result<bool> {
         self.parts.disk.is_full()
     }
 
-    /// Where the agent writes the output of one run of a container.
+    /// Where the agent writes the output of one run of a container that does not say where.
     #[must_use]
     pub fn log_path(&self, container: &str, attempt: u32) -> PathBuf {
         log_path(&self.log_folder, container, attempt)
     }
 
-    /// Starts a container: root, mounts, log, then the agent.
+    /// Where a container logs: where it says, else where runs of it do.
+    #[must_use]
+    pub fn container_log(&self, config: &ContainerConfig) -> PathBuf {
+        let folder = self.config.log_directory.as_ref().unwrap_or(&self.log_folder);
+        match &config.log_path {
+            Some(path) => folder.join(path),
+            None => self.log_path(&config.name, config.attempt),
+        }
+    }
+
+    /// Makes everything of a container but its process: checks it, mounts its root and volumes, opens its log. Of what it
+    /// mounts nobody else sees anything, and it goes with what is returned.
+    pub async fn create_container(
+        &self,
+        config: &ContainerConfig,
+        images: &ImageStore,
+        timeline: &Timeline,
+    ) -> Result<CreatedContainer, RuntimeError> {
+        let process_namespace = self.process_namespace(config)?;
+        let users = match self.config.user_namespace(self.row.first_id) {
+            UserNamespace::Host => PodUsers::Host,
+            UserNamespace::Mapped { uids, gids } => PodUsers::Mapped { uids, gids },
+            UserNamespace::Own { first_id, length } => {
+                let map = vec![IdMap { inside: 0, outside: first_id, length }];
+                PodUsers::Mapped { uids: map.clone(), gids: map }
+            }
+        };
+        config.mounts.iter().try_for_each(|mount| mount.check(config.privileged, &users))?;
+        let (command, user) = (config.command_line()?, config.effective_user()?);
+        let image = images.mount(&config.image)?;
+        let mut mounts = Vec::with_capacity(config.mounts.len());
+        for mount in &config.mounts {
+            let image = match &mount.origin {
+                MountOrigin::Image(image) => Some(images.mount(image)?),
+                _ => None,
+            };
+            mounts.push((mount.clone(), image));
+        }
+        let (root, mounts, log) = timeline.measure("rootfs", self.prepare(config, image, mounts)).await?;
+        let spec = ContainerSpec {
+            mounts,
+            command,
+            env: config.environment(&self.hostname()),
+            working_dir: config.effective_working_dir(),
+            user,
+            supplemental_groups: config.supplemental_groups.clone(),
+            groups_policy: config.groups_policy,
+            tty: config.tty,
+            stdin: config.stdin,
+            stdin_once: config.stdin_once,
+            capabilities: config.capabilities.resolve(config.privileged)?,
+            ambient_capabilities: config.capabilities.resolve_ambient()?,
+            no_new_privileges: config.no_new_privileges,
+            read_only_root: config.read_only_root,
+            privileged: config.privileged,
+            seccomp: if config.privileged { Seccomp::Unconfined } else { config.seccomp.clone() },
+            resources: config.resources.clone(),
+            rlimits: config.rlimits.clone(),
+            process_namespace,
+            devices: config.devices.clone(),
+            masked_paths: config.masked_paths.clone(),
+            read_only_paths: config.read_only_paths.clone(),
+            oom_score_adjustment: config.oom_score_adj,
+            apparmor_profile: config.effective_apparmor(),
+            ..ContainerSpec::new(&config.name, root, log)
+        };
+        Ok(CreatedContainer { spec })
+    }
+
+    /// Starts what [`Self::create_container`] made; returns once its program runs.
     pub async fn start_container(
+        &self,
+        container: CreatedContainer,
+        timeline: &Timeline,
+    ) -> Result<Started, RuntimeError> {
+        Ok(timeline.measure("start", self.sandbox.start_container(container.spec)).await?)
+    }
+
+    /// Creates and starts a container.
+    pub async fn run_container(
         &self,
         config: &ContainerConfig,
         images: &ImageStore,
         timeline: &Timeline,
     ) -> Result<Started, RuntimeError> {
-        let command = config.command_line()?;
-        let user = config.effective_user()?;
-        let image = images.mount(&config.image)?;
-        let (root, mounts, log) = timeline.measure("rootfs", self.prepare(config, image)).await?;
-        let spec = ContainerSpec {
-            name: config.name.clone(),
-            root,
-            mounts,
-            command,
-            env: config.environment(&self.config.hostname),
-            working_dir: config.effective_working_dir(),
-            user,
-            supplemental_groups: config.supplemental_groups.clone(),
-            tty: config.tty,
-            stdin: config.stdin,
-            stdin_once: config.stdin_once,
-            log,
-            capabilities: config.capabilities.resolve(config.privileged)?,
-            no_new_privileges: config.no_new_privileges,
-            read_only_root: config.read_only_root,
-            privileged: config.privileged,
-            seccomp: if config.privileged || config.seccomp_unconfined {
-                Seccomp::Unconfined
-            } else {
-                Seccomp::RuntimeDefault
-            },
-            resources: config.resources,
-            rlimits: Vec::new(),
-        };
-        Ok(timeline.measure("start", self.sandbox.start_container(spec)).await?)
+        let container = self.create_container(config, images, timeline).await?;
+        self.start_container(container, timeline).await
     }
 
-    /// Root, mounts and log of a container; blocking work, off the event loop.
-    async fn prepare(
-        &self,
-        config: &ContainerConfig,
-        image: OwnedFd,
-    ) -> Result<(OwnedFd, Vec<Mount>, OwnedFd), RuntimeError> {
-        let user_namespace = match self.sandbox.user_namespace() {
-            Some(descriptor) => Some(descriptor.try_clone_to_owned().map_err(RuntimeError::host("copy a descriptor"))?),
-            None => None,
-        };
-        // A directory of its own for every try: an overlay without syncing refuses one that was mounted before.
-        let unique = sampan_kit::id::short().map_err(RuntimeError::host("name the container's directory"))?;
-        let work = Preparation {
-            parts: Arc::clone(&self.parts),
-            user_namespace,
-            owner: self.row.first_id,
-            directory: format!("containers/{}-{}-{unique}", config.name, config.attempt),
-            mounts: config.mounts.clone(),
-            image,
-            log: self.log_path(&config.name, config.attempt),
-            outdated_log: config.attempt.checked_sub(2).map(|attempt| self.log_path(&config.name, attempt)),
-        };
-        tokio::task::spawn_blocking(move || work.run()).await.map_err(RuntimeError::panicked)?
+    /// Asks a container to end by a signal ([`ContainerConfig::effective_stop_signal`]) and kills it after `grace`. Waits for
+    /// its end; one that does not run is stopped already. Nothing else waits for this.
+    pub async fn stop_container(&self, name: &str, signal: i32, grace: Duration) -> Result<(), RuntimeError> {
+        Ok(self.sandbox.stop(name, signal, grace).await?)
     }
-}
 
-struct Preparation {
-    parts: Arc<Parts>,
-    user_namespace: Option<OwnedFd>,
-    owner: u32,
-    directory: String,
-    mounts: Vec<VolumeMount>,
-    image: OwnedFd,
-    log: PathBuf,
-    /// Only the run before this one can still be asked for.
-    outdated_log: Option<PathBuf>,
-}
+    /// Changes limits in place, of one container or of the pod as a whole; what is absent stays as it is.
+    pub async fn update_resources(&self, container: Option<&str>, resources: &Resources) -> Result<(), RuntimeError> {
+        Ok(self.sandbox.update_resources(container, resources).await?)
+    }
 
-impl Preparation {
-    fn run(self) -> Result<(OwnedFd, Vec<Mount>, OwnedFd), RuntimeError> {
-        let disk = &self.parts.disk;
-        let user_namespace = self.user_namespace.as_ref().map(AsFd::as_fd);
-        let layers =
-            Layers { image: self.image.as_fd(), user_namespace, disk, directory: &self.directory, owner: self.owner };
-        let root = rootfs::mount(&layers).map_err(RuntimeError::host("mount the container's root"))?;
-        let owner = OwnerNamespace { root: self.owner, user_namespace };
-        let mut mounts = Vec::new();
-        for file in POD_FILES {
-            let destination = format!("/etc/{file}");
-            if self.mounts.iter().any(|mount| mount.path == destination) {
-                continue;
+    /// Goes on logging into another file, or into one that was moved away and is made anew.
+    pub async fn reopen_log(&self, container: &str, path: &Path) -> Result<(), RuntimeError> {
+        let path = path.to_owned();
+        let log = tokio::task::spawn_blocking(move || open_log(&path)).await.map_err(RuntimeError::panicked)?;
+        let log = log.map_err(RuntimeError::host("open the container's log"))?;
+        Ok(self.sandbox.reopen_log(container, log).await?)
+    }
+
+    /// The pod's host name: its own, or the host's.
+    #[must_use]
+    pub fn hostname(&self) -> String {
+        self.config.effective_hostname()
+    }
+
+    fn process_namespace(&self, config: &ContainerConfig) -> Result<ProcessNamespace, RuntimeError> {
+        let refuse = |why: String| Err(RuntimeError::Refused(format!("container {:?}: {why}", config.name)));
+        match &config.process_namespace {
+            ProcessNamespace::Own if self.config.share_process_namespace => Ok(ProcessNamespace::Pod),
+            ProcessNamespace::Own if self.config.host_pid => Ok(ProcessNamespace::Node),
+            ProcessNamespace::Node if !self.config.host_pid => {
+                refuse("it asks for the host's process namespace, but its pod was not made with hostPID".into())
             }
-            let tree = mount::clone_tree(disk.mount(), format!("etc/{file}"), false)
-                .map_err(RuntimeError::host("mount the pod's own files"))?;
-            mounts.push(Mount { source: MountSource::Detached(tree), destination, read_only: false });
+            ProcessNamespace::Pod if self.config.host_pid => {
+                refuse("it asks for its pod's process namespace, but its pod has the host's".into())
+            }
+            ProcessNamespace::Target(target) if *target == config.name => {
+                refuse("it asks for its own process namespace as another's".into())
+            }
+            other => Ok(other.clone()),
         }
-        let mut wanted: Vec<&VolumeMount> = self.mounts.iter().collect();
-        wanted.sort_by_key(|mount| mount.path.split('/').filter(|part| !part.is_empty()).count());
-        for mount in wanted {
-            let tree = self.parts.volumes.detached(mount, disk, &owner)?;
-            let destination = mount.path.clone();
-            mounts.push(Mount { source: MountSource::Detached(tree), destination, read_only: mount.read_only });
+    }
+}
+
+impl PodConfig {
+    /// The pod's host name: its own, or the host's.
+    pub(crate) fn effective_hostname(&self) -> String {
+        if self.hostname.is_empty() {
+            return rustix::system::uname().nodename().to_string_lossy().into_owned();
         }
-        if let Some(outdated) = &self.outdated_log {
-            remove_log(outdated).map_err(RuntimeError::host("remove the log of an earlier run"))?;
-        }
-        let log = open_log(&self.log).map_err(RuntimeError::host("open the container's log"))?;
-        Ok((root, mounts, log))
+        self.hostname.clone()
     }
 }
 
@@ -241,17 +336,13 @@ pub fn log_path(folder: &Path, container: &str, attempt: u32) -> PathBuf {
     folder.join(container).join(format!("{attempt}.log"))
 }
 
-fn remove_log(path: &Path) -> std::io::Result<()> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
-}
-
+/// A log is root's alone, wherever it is. A link in its place is not followed.
 fn open_log(path: &Path) -> std::io::Result<OwnedFd> {
     use std::os::unix::fs::OpenOptionsExt;
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder)?;
     }
-    Ok(std::fs::OpenOptions::new().create(true).append(true).mode(0o640).open(path)?.into())
+    let mut options = std::fs::OpenOptions::new();
+    options.create(true).append(true).mode(0o640).custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed());
+    Ok(options.open(path)?.into())
 }

@@ -5,6 +5,10 @@
 //! one is undone. A row in state `creating` or `removing` is cleaned up at the next start; `ready` ones are offered for
 //! adoption. Names tell the rest: whatever carries the id of no row is nobody's.
 //!
+//! # One path
+//! A pod is made in two halves: its hull (namespaces, groups, agent, address, disk; `workshop`), which need not know whose
+//! it will be, and what turns that into this pod. The first half may have been done beforehand (`pool`).
+//!
 //! # Cancellation
 //! [`Runtime::create`] and [`Runtime::remove`] must be run to their end; callers spawn them. A dropped `create` leaves
 //! what the next start removes.
@@ -16,17 +20,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use sampan_network::{Attachment, Network, NetworkError, PortHolder, Protocol};
-use sampan_sandbox::{
-    ProcessSandbox, ProcessSandboxes, SandboxError, SandboxId, SandboxSpec, StartError, UserNamespace,
-};
+use sampan_sandbox::{ProcessSandbox, ProcessSandboxes, SandboxError, SandboxId, SandboxSpec, StartError};
 use sampan_sys::mount::MountRoom;
 
 use crate::container::ContainerConfigError;
 use crate::journal::{Journal, JournalError, SandboxRow, SandboxState};
-use crate::limits::{CREATE_DEADLINE, DESTROY_DEADLINE, DISK_BYTES_DEFAULT, ID_RANGE_LENGTH};
+use crate::limits::CREATE_DEADLINE;
 use crate::pod::{Owner, Parts, Pod, PodConfig};
+use crate::pool::{Kind, Pool};
 use crate::timeline::Timeline;
 use crate::volume::{VolumeError, Volumes};
+use crate::workshop::{Hull, Workshop};
 use crate::writable::{self, Disk, DiskError};
 
 /// Why a pod or container could not be made.
@@ -82,6 +86,21 @@ pub enum RuntimeError {
         /// Namespace and name of the pod that has it.
         holder: String,
     },
+    /// A port of the pod cannot be reached.
+    #[error("cannot connect to port {port} inside the pod")]
+    Port {
+        /// The port.
+        port: u16,
+        /// The kernel's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// A command took longer than it was given.
+    #[error("the command had not ended after {seconds} s and was killed")]
+    ExecTimeout {
+        /// What it was given.
+        seconds: f64,
+    },
     /// It did not come in time.
     #[error("the {part} was not ready within {seconds} s")]
     Deadline {
@@ -109,6 +128,8 @@ pub struct RuntimeConfig {
     pub data_dir: PathBuf,
     /// Where mounts are attached, on kernels that clone only attached ones.
     pub mount_room: Option<Arc<MountRoom>>,
+    /// How many sandboxes of each kind are kept ready for pods to come; 0 for none.
+    pub pool_size: usize,
 }
 
 /// A sandbox found after a restart.
@@ -123,10 +144,8 @@ pub struct Recovered {
 /// Makes and unmakes pods.
 #[derive(Debug)]
 pub struct Runtime {
-    sandboxes: ProcessSandboxes,
-    network: Network,
-    journal: Journal,
-    config: RuntimeConfig,
+    workshop: Arc<Workshop>,
+    pool: Pool,
 }
 
 impl Runtime {
@@ -137,91 +156,166 @@ impl Runtime {
                 .map_err(RuntimeError::host("make the data folder"))?;
         }
         let journal = Journal::open(&config.data_dir.join("journal.db"))?;
-        Ok(Self { sandboxes, network, journal, config })
+        let pool = Pool::new(config.pool_size);
+        Ok(Self { workshop: Arc::new(Workshop { sandboxes, network, journal, config }), pool })
     }
 
     /// The network, for statistics.
     #[must_use]
     pub fn network(&self) -> &Network {
-        &self.network
+        &self.workshop.network
     }
 
     /// Folder of a pod's logs; it outlives the sandbox and goes with the Pod object.
     #[must_use]
     pub fn log_folder(&self, pod_uid: &str) -> PathBuf {
-        self.config.data_dir.join("pods").join(pod_uid)
+        self.workshop.config.data_dir.join("pods").join(pod_uid)
     }
 
-    /// Finishes or undoes what a killed daemon left half done, and removes what belongs to nobody.
+    /// Finishes or undoes what a killed daemon left half done, and removes what belongs to nobody. From then on sandboxes are
+    /// kept ready.
     pub async fn recover(&self) -> Result<Recovered, RuntimeError> {
+        let Workshop { sandboxes, network, journal, config } = &*self.workshop;
         let (ready, rest): (Vec<_>, Vec<_>) =
-            self.journal.sandboxes()?.into_iter().partition(|row| row.this_boot && row.state == SandboxState::Ready);
+            journal.sandboxes()?.into_iter().partition(|row| row.this_boot && row.state == SandboxState::Ready);
         let keep: HashSet<SandboxId> = ready.iter().map(|row| sandbox_id(&row.id)).collect::<Result<_, _>>()?;
         let keep_names: HashSet<String> = ready.iter().map(|row| row.id.clone()).collect();
-        let mut removed = self.sandboxes.reconcile(&keep).await?;
-        removed.extend(self.network.reconcile(&keep_names).await?);
-        removed.extend(remove_other_folders(&self.config.data_dir.join("sandboxes"), &keep_names)?);
+        let mut removed = sandboxes.reconcile(&keep).await?;
+        removed.extend(network.reconcile(&keep_names).await?);
+        removed.extend(remove_other_folders(&config.data_dir.join("sandboxes"), &keep_names)?);
         for row in rest {
-            self.journal.end(&row.id)?;
+            journal.end(&row.id)?;
         }
+        self.pool.open(&self.workshop);
         Ok(Recovered { ready, removed })
     }
 
     /// The complete sandbox that the journal knows of a pod.
     pub fn live_row(&self, pod_uid: &str) -> Result<Option<SandboxRow>, RuntimeError> {
         let is_live = |row: &SandboxRow| row.this_boot && row.state == SandboxState::Ready && row.pod_uid == pod_uid;
-        Ok(self.journal.sandboxes()?.into_iter().find(is_live))
+        Ok(self.workshop.journal.sandboxes()?.into_iter().find(is_live))
     }
 
     /// Removes the log folders of pods that no longer exist.
     pub fn forget_pods_except(&self, uids: &HashSet<String>) -> Result<Vec<String>, RuntimeError> {
-        remove_other_folders(&self.config.data_dir.join("pods"), uids)
+        remove_other_folders(&self.workshop.config.data_dir.join("pods"), uids)
     }
 
     /// Makes a pod; on failure nothing of it is left.
     pub async fn create(&self, config: PodConfig, timeline: &Timeline) -> Result<Pod, RuntimeError> {
-        let id = sampan_kit::id::short().map_err(RuntimeError::host("draw a random id"))?;
-        let name = format!("{}/{}", config.namespace, config.name);
-        let row = self.journal.begin(&id, &config.uid, &name, !config.host_users)?;
-        match self.assemble(&row, config, timeline).await {
-            Ok(pod) => {
-                self.journal.set_state(&id, SandboxState::Ready)?;
-                Ok(pod)
-            }
+        let _busy = self.pool.busy();
+        let ready = match Kind::of(&config) {
+            Some(kind) => self.pool.take(kind, &self.workshop).await,
+            None => None,
+        };
+        let hull = match ready {
+            Some(hull) => hull,
+            None => self.new_hull(&config, timeline).await?,
+        };
+        let row = hull.row.clone();
+        match self.become_pod(hull, config, timeline).await {
+            Ok(pod) => Ok(pod),
             Err(error) => {
-                if let Err(cleanup) = self.dismantle(&row.id, None).await {
-                    tracing::error!(sandbox = %row.id, error = %sampan_kit::error_chain::ErrorChain(&cleanup),
-                        "a half-made sandbox cannot be cleaned up; the next start of the service tries again");
-                }
+                self.workshop.discard(&row.id).await;
                 Err(error)
             }
         }
     }
 
-    async fn assemble(&self, row: &SandboxRow, config: PodConfig, timeline: &Timeline) -> Result<Pod, RuntimeError> {
+    async fn new_hull(&self, config: &PodConfig, timeline: &Timeline) -> Result<Hull, RuntimeError> {
+        let name = format!("{}/{}", config.namespace, config.name);
+        let id = sampan_kit::id::short().map_err(RuntimeError::host("draw a random id"))?;
+        let row = self.workshop.journal.begin(&id, &config.uid, &name, config.needs_range())?;
+        match self.workshop.make_hull(&row, &crate::workshop::Shape::of(config), timeline).await {
+            Ok(hull) => Ok(hull),
+            Err(error) => {
+                self.workshop.discard(&row.id).await;
+                Err(self.name_port_holder(error))
+            }
+        }
+    }
+
+    /// The second half: the hull becomes this pod.
+    async fn become_pod(&self, hull: Hull, config: PodConfig, timeline: &Timeline) -> Result<Pod, RuntimeError> {
+        let Hull { row, sandbox, attachment, disk } = hull;
+        let namespaces = sandbox.namespaces();
         let spec = SandboxSpec {
             id: sandbox_id(&row.id)?,
-            hostname: config.hostname.clone(),
-            user_namespace: if config.host_users {
-                UserNamespace::Host
-            } else {
-                UserNamespace::Own { first_id: row.first_id, length: ID_RANGE_LENGTH }
-            },
-            resources: config.resources,
+            hostname: config.effective_hostname(),
+            user_namespace: config.user_namespace(row.first_id),
+            resources: config.resources.clone(),
             sysctls: config.sysctls.clone(),
             share_process_namespace: config.share_process_namespace,
+            host_network: namespaces.host_network,
+            host_pid: namespaces.host_pid,
+            host_ipc: namespaces.host_ipc,
+            cgroup_parent: config.cgroup_parent.clone(),
         };
-        let connect = async {
-            let sandbox = timeline.measure("sandbox", within("sandbox", self.sandboxes.create(spec))).await?;
-            let attach = self.network.attach(&row.id, sandbox.network_namespace(), &config.ports);
-            let attachment = timeline.measure("network", within("network", attach)).await;
-            let attachment = attachment.map_err(|error| self.name_port_holder(error))?;
-            Ok::<_, RuntimeError>((sandbox, attachment))
+        let owner = Owner { root: spec.user_namespace.root() };
+        let claim = timeline.measure("claim", within("sandbox", self.workshop.sandboxes.claim(sandbox, spec)));
+        let files = self.pod_files(&config, attachment.as_ref());
+        let furnish = timeline.measure("files", self.furnish(&config, disk, owner, files));
+        let (sandbox, parts) = tokio::try_join!(claim, furnish)?;
+        let name = format!("{}/{}", config.namespace, config.name);
+        self.workshop.journal.complete(&row.id, &config.uid, &name)?;
+        Ok(self.pod(row, config, sandbox, attachment, parts))
+    }
+
+    /// Writes the pod's own files and prepares its volumes.
+    async fn furnish(
+        &self,
+        config: &PodConfig,
+        disk: Disk,
+        owner: Owner,
+        files: Vec<(&'static str, String)>,
+    ) -> Result<Arc<Parts>, RuntimeError> {
+        let (volume_configs, room) = (config.volumes.clone(), self.workshop.config.mount_room.clone());
+        let parts = tokio::task::spawn_blocking(move || {
+            if !files.is_empty() {
+                let step = "write the pod's own files";
+                disk.directory("etc", owner.root, 0o755).map_err(RuntimeError::host(step))?;
+                for (path, content) in files {
+                    disk.write_file(path, owner.root, &content).map_err(RuntimeError::host(step))?;
+                }
+            }
+            let volumes = Volumes::prepare(&volume_configs, &disk, owner, room.as_deref())?;
+            Ok::<_, RuntimeError>(Parts { disk, volumes })
+        });
+        Ok(Arc::new(parts.await.map_err(RuntimeError::panicked)??))
+    }
+
+    /// `hosts`, `hostname` and `resolv.conf`, which every container of the pod shares. In the host's network the first is the
+    /// host's own.
+    fn pod_files(&self, config: &PodConfig, attachment: Option<&Attachment>) -> Vec<(&'static str, String)> {
+        let hostname = config.effective_hostname();
+        let network = &self.workshop.network;
+        let hosts = match attachment {
+            Some(attachment) => network.hosts_file(&hostname, &attachment.addresses(), &config.host_aliases),
+            None => {
+                let mut hosts = std::fs::read_to_string("/etc/hosts").unwrap_or_default();
+                for alias in &config.host_aliases {
+                    hosts.push_str(&format!("{}\t{}\n", alias.ip, alias.hostnames.join("\t")));
+                }
+                hosts
+            }
         };
-        let disk = timeline.measure("disk", self.new_disk(&row.id, config.disk_bytes));
-        let ((sandbox, attachment), disk) = tokio::try_join!(connect, disk)?;
-        self.write_pod_files(row, &config, &attachment, &disk)?;
-        self.complete(row.clone(), config, sandbox, attachment, disk).await
+        vec![
+            ("etc/hosts", hosts),
+            ("etc/resolv.conf", network.resolv_conf(&config.dns)),
+            ("etc/hostname", format!("{hostname}\n")),
+        ]
+    }
+
+    fn pod(
+        &self,
+        row: SandboxRow,
+        config: PodConfig,
+        sandbox: Arc<ProcessSandbox>,
+        attachment: Option<Attachment>,
+        parts: Arc<Parts>,
+    ) -> Pod {
+        let log_folder = self.log_folder(&config.uid);
+        Pod { row, sandbox, attachment, parts, config, log_folder }
     }
 
     /// Users know instances by their pod's name, not by the sandbox's id.
@@ -231,130 +325,66 @@ impl Runtime {
         else {
             return error;
         };
-        let holder = self.journal.sandboxes().ok().and_then(|rows| rows.into_iter().find(|row| row.id == *id));
+        let holder = self.workshop.journal.sandboxes().ok().and_then(|rows| rows.into_iter().find(|row| row.id == *id));
         let Some(holder) = holder.map(|row| row.pod_name) else { return error };
         RuntimeError::PortTaken { address: *address, port: *port, protocol: *protocol, holder }
     }
 
     /// Puts back what others took away of the network: rules after a flush, held ports.
     pub async fn mend(&self) -> Result<(), RuntimeError> {
-        Ok(self.network.mend().await?)
+        Ok(self.workshop.network.mend().await?)
     }
 
-    /// At the end of the service: takes away what it made for all pods, when none is left.
+    /// At the end of the service: takes away what it made for all pods, when none is left, and what was kept ready.
     pub async fn close(&self) -> Result<(), RuntimeError> {
-        self.network.close().await?;
-        Ok(self.sandboxes.close().await?)
+        self.pool.close(&self.workshop).await;
+        self.workshop.network.close().await?;
+        Ok(self.workshop.sandboxes.close().await?)
     }
 
     /// Takes up a pod whose agent outlived the daemon.
     pub async fn adopt(&self, row: SandboxRow, config: PodConfig) -> Result<Pod, RuntimeError> {
         let id = sandbox_id(&row.id)?;
-        let sandbox = within("agent", self.sandboxes.adopt(&id)).await?;
-        let attachment = self.network.attachment(&row.id).await?;
-        let attachment =
-            attachment.ok_or_else(|| RuntimeError::Refused("its address is no longer known".to_owned()))?;
-        let (image, room) = (self.disk_image(&row.id), self.config.mount_room.clone());
+        let workshop = &self.workshop;
+        let sandbox = within("agent", workshop.sandboxes.adopt(&id)).await?;
+        let attachment = workshop.network.attachment(&row.id).await?;
+        if attachment.is_none() && !config.host_network {
+            return Err(RuntimeError::Refused("its address is no longer known".to_owned()));
+        }
+        let (image, room) = (workshop.disk_image(&row.id), workshop.config.mount_room.clone());
         let disk = tokio::task::spawn_blocking(move || writable::mount_image(&image, room.as_deref()));
         let disk = disk.await.map_err(RuntimeError::panicked)??;
-        self.complete(row, config, sandbox, attachment, disk).await
-    }
-
-    async fn complete(
-        &self,
-        row: SandboxRow,
-        config: PodConfig,
-        sandbox: Arc<ProcessSandbox>,
-        attachment: Attachment,
-        disk: Disk,
-    ) -> Result<Pod, RuntimeError> {
-        let owner = Owner { root: row.first_id };
-        let (volume_configs, room) = (config.volumes.clone(), self.config.mount_room.clone());
-        let parts = tokio::task::spawn_blocking(move || {
-            let volumes = Volumes::prepare(&volume_configs, &disk, owner, room.as_deref())?;
-            Ok::<_, RuntimeError>(Parts { disk, volumes })
-        });
-        let parts = Arc::new(parts.await.map_err(RuntimeError::panicked)??);
-        let log_folder = self.log_folder(&config.uid);
-        Ok(Pod { row, sandbox, attachment, parts, config, log_folder })
-    }
-
-    /// `hosts`, `hostname` and `resolv.conf`, which every container of the pod shares.
-    fn write_pod_files(
-        &self,
-        row: &SandboxRow,
-        config: &PodConfig,
-        attachment: &Attachment,
-        disk: &Disk,
-    ) -> Result<(), RuntimeError> {
-        let files = [
-            ("etc/hosts", self.network.hosts_file(&config.hostname, &attachment.addresses(), &config.host_aliases)),
-            ("etc/resolv.conf", self.network.resolv_conf(&config.dns)),
-            ("etc/hostname", format!("{}\n", config.hostname)),
-        ];
-        disk.directory("etc", row.first_id, 0o755).map_err(RuntimeError::host("write the pod's own files"))?;
-        for (path, content) in files {
-            disk.write_file(path, row.first_id, &content).map_err(RuntimeError::host("write the pod's own files"))?;
-        }
-        Ok(())
+        let parts = self.furnish(&config, disk, Owner { root: sandbox.root_id() }, Vec::new()).await?;
+        Ok(self.pod(row, config, sandbox, attachment, parts))
     }
 
     /// Takes a pod away with all its processes; its logs stay.
     pub async fn remove(&self, pod: &Pod) -> Result<(), RuntimeError> {
-        self.journal.set_state(&pod.row.id, SandboxState::Removing)?;
-        self.dismantle(&pod.row.id, Some(&pod.sandbox)).await
+        self.workshop.journal.set_state(&pod.row.id, SandboxState::Removing)?;
+        self.workshop.dismantle(&pod.row.id, Some(&pod.sandbox)).await
     }
 
     /// Takes away a sandbox of which only the journal knows.
     pub async fn remove_row(&self, row: &SandboxRow) -> Result<(), RuntimeError> {
-        self.journal.set_state(&row.id, SandboxState::Removing)?;
-        self.dismantle(&row.id, None).await
+        self.workshop.journal.set_state(&row.id, SandboxState::Removing)?;
+        self.workshop.dismantle(&row.id, None).await
     }
 
     /// Removes a pod's logs.
     pub fn forget(&self, pod_uid: &str) -> Result<(), RuntimeError> {
         remove_folder(&self.log_folder(pod_uid)).map_err(RuntimeError::host("remove the pod's logs"))
     }
-
-    async fn dismantle(&self, id: &str, sandbox: Option<&ProcessSandbox>) -> Result<(), RuntimeError> {
-        match sandbox {
-            Some(sandbox) => sandbox.destroy(DESTROY_DEADLINE).await?,
-            None => drop(self.sandboxes.remove(&sandbox_id(id)?).await?),
-        }
-        self.network.detach(id).await?;
-        let folder = self.sandbox_folder(id);
-        let removed = tokio::task::spawn_blocking(move || remove_folder(&folder)).await;
-        removed.map_err(RuntimeError::panicked)?.map_err(RuntimeError::host("remove the sandbox's folder"))?;
-        Ok(self.journal.end(id)?)
-    }
-
-    async fn new_disk(&self, id: &str, bytes: u64) -> Result<Disk, RuntimeError> {
-        let bytes = if bytes == 0 { DISK_BYTES_DEFAULT } else { bytes };
-        let (folder, image) = (self.sandbox_folder(id), self.disk_image(id));
-        let (templates, room) = (self.config.data_dir.join("templates"), self.config.mount_room.clone());
-        let made = tokio::task::spawn_blocking(move || {
-            std::fs::create_dir_all(&folder).map_err(RuntimeError::host("make the sandbox's folder"))?;
-            writable::create_image(&templates, &image, bytes)?;
-            Ok::<_, RuntimeError>(writable::mount_image(&image, room.as_deref())?)
-        });
-        made.await.map_err(RuntimeError::panicked)?
-    }
-
-    fn sandbox_folder(&self, id: &str) -> PathBuf {
-        self.config.data_dir.join("sandboxes").join(id)
-    }
-
-    fn disk_image(&self, id: &str) -> PathBuf {
-        self.sandbox_folder(id).join("disk.img")
-    }
 }
 
-fn sandbox_id(text: &str) -> Result<SandboxId, RuntimeError> {
+pub(crate) fn sandbox_id(text: &str) -> Result<SandboxId, RuntimeError> {
     Ok(text.parse::<SandboxId>()?)
 }
 
 /// Waits for a part of a pod, but not forever.
-async fn within<T, E>(part: &'static str, work: impl Future<Output = Result<T, E>>) -> Result<T, RuntimeError>
+pub(crate) async fn within<T, E>(
+    part: &'static str,
+    work: impl Future<Output = Result<T, E>>,
+) -> Result<T, RuntimeError>
 where
     RuntimeError: From<E>,
 {
@@ -364,7 +394,7 @@ where
     }
 }
 
-fn remove_folder(path: &Path) -> io::Result<()> {
+pub(crate) fn remove_folder(path: &Path) -> io::Result<()> {
     match std::fs::remove_dir_all(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),

@@ -1,16 +1,21 @@
-//! Volumes of a pod: `emptyDir` on its disk or in memory, and directories of the host.
+//! Volumes of a pod: `emptyDir` on its disk or in memory, directories of the host, and images.
 //!
 //! Every mount handed to a container is a detached tree made here by the privileged side. Volumes of the host are
 //! idmapped into the pod's range where their file system can, so that what root inside writes belongs to root outside.
+//! A path inside a volume is opened by `openat2(2)` within the volume's root, and what was opened is what is mounted:
+//! whatever links the pod makes there, and whenever, lead nowhere else.
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 use rustix::io::Errno;
 use rustix::mount::MountAttrFlags;
+use sampan_image::Image;
+use sampan_sandbox::IdMap;
 use sampan_sys::mount::{self, FsContext, KeptMount, MountChange, MountRoom};
 
 use crate::pod::Owner;
@@ -34,6 +39,14 @@ pub enum VolumeError {
     Unknown {
         /// The name.
         volume: String,
+    },
+    /// A mount asks for what cannot be.
+    #[error("the mount at {path} {reason}")]
+    Mount {
+        /// Its place in the container.
+        path: String,
+        /// What is wrong and what to do.
+        reason: &'static str,
     },
     /// The kernel refused a step.
     #[error("volume {volume:?}: cannot {step}")]
@@ -94,17 +107,95 @@ pub struct VolumeConfig {
     pub source: VolumeSource,
 }
 
-/// A place in a container where a volume appears.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What appears at a place in a container.
+#[derive(Debug, Clone)]
+pub enum MountOrigin {
+    /// A volume of the pod, by name.
+    Volume(String),
+    /// A path of the host; what is missing is an error unless `create`.
+    Host {
+        /// Absolute.
+        path: PathBuf,
+        /// Make a missing directory.
+        create: bool,
+    },
+    /// The root of an image, read-only and without programs.
+    Image(Arc<Image>),
+}
+
+impl MountOrigin {
+    /// How messages name it.
+    pub(crate) fn name(&self) -> String {
+        match self {
+            Self::Volume(name) => name.clone(),
+            Self::Host { path, .. } => path.display().to_string(),
+            Self::Image(image) => image.reference.clone(),
+        }
+    }
+}
+
+/// Whether mounts made on one side of a volume show on the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Propagation {
+    /// Neither way.
+    #[default]
+    Private,
+    /// The container sees what the host mounts later.
+    HostToContainer,
+    /// Both ways; only for a privileged container whose users are the host's.
+    Bidirectional,
+}
+
+/// Whose ids the owners of files in a mount are.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Ownership {
+    /// The pod's, where the file system can be mapped; the host's elsewhere.
+    #[default]
+    PodWherePossible,
+    /// The host's.
+    Host,
+    /// These maps, which have to be the pod's own.
+    Mapped {
+        /// Of users.
+        uids: Vec<IdMap>,
+        /// Of groups.
+        gids: Vec<IdMap>,
+    },
+}
+
+/// A place in a container where something appears.
+#[derive(Debug, Clone)]
 pub struct VolumeMount {
-    /// Name of the volume.
-    pub volume: String,
+    /// What.
+    pub origin: MountOrigin,
     /// Absolute path in the container.
     pub path: String,
-    /// A path inside the volume instead of its root.
+    /// A path inside it instead of its root.
     pub sub_path: Option<String>,
-    /// Refuse writes.
+    /// Refuse writes, but for what is mounted below it.
     pub read_only: bool,
+    /// Refuse writes there too; with `read_only` and [`Propagation::Private`] only.
+    pub recursive_read_only: bool,
+    /// Of mounts.
+    pub propagation: Propagation,
+    /// Of files.
+    pub ownership: Ownership,
+}
+
+impl VolumeMount {
+    /// A plain, writable mount.
+    #[must_use]
+    pub fn new(origin: MountOrigin, path: impl Into<String>) -> Self {
+        Self {
+            origin,
+            path: path.into(),
+            sub_path: None,
+            read_only: false,
+            recursive_read_only: false,
+            propagation: Propagation::Private,
+            ownership: Ownership::default(),
+        }
+    }
 }
 
 /// The volumes of one pod, ready to be mounted.
@@ -154,35 +245,84 @@ impl Volumes {
         Ok(Self { prepared })
     }
 
-    /// A detached mount of what a container asks for.
+    /// A detached mount of what a container asks for. `image` is the mount of an image that it asks for.
     pub(crate) fn detached(
         &self,
         wanted: &VolumeMount,
+        image: Option<BorrowedFd<'_>>,
         disk: &Disk,
         owner: &OwnerNamespace<'_>,
     ) -> Result<OwnedFd, VolumeError> {
-        let fail = |step| move |source| VolumeError::Step { volume: wanted.volume.clone(), step, source };
-        let unknown = || VolumeError::Unknown { volume: wanted.volume.clone() };
+        let fail = |step| move |source| VolumeError::Step { volume: wanted.origin.name(), step, source };
         let sub_path = wanted.sub_path.as_deref().filter(|path| !path.is_empty());
-        let tree = match self.prepared.get(&wanted.volume).ok_or_else(unknown)? {
-            Prepared::Disk(directory) => below(disk.mount().as_fd(), directory, sub_path, owner.root),
-            Prepared::Memory(mount) => below(mount.as_fd(), "", sub_path, owner.root),
-            Prepared::Host(path) => host_tree(path, sub_path, owner),
+        let tree = match (&wanted.origin, image) {
+            (MountOrigin::Volume(name), _) => {
+                let unknown = || VolumeError::Unknown { volume: name.clone() };
+                match self.prepared.get(name).ok_or_else(unknown)? {
+                    Prepared::Disk(directory) => below(disk.mount().as_fd(), directory, sub_path, owner.root),
+                    Prepared::Memory(mount) => below(mount.as_fd(), "", sub_path, owner.root),
+                    Prepared::Host(path) => host_tree(path, sub_path, wanted, owner),
+                }
+            }
+            (MountOrigin::Host { path, create }, _) => {
+                if *create {
+                    make_missing(path).map_err(fail("make its host directory"))?;
+                }
+                host_tree(path, sub_path, wanted, owner)
+            }
+            (MountOrigin::Image(_), Some(image)) => image_tree(image, sub_path, owner),
+            (MountOrigin::Image(_), None) => Err(io::Error::other("its image is not mounted")),
         };
         let tree = tree.map_err(fail("mount it"))?;
         if wanted.read_only {
             let set = MountAttrFlags::MOUNT_ATTR_RDONLY;
-            let change = MountChange { set, recursive: true, ..MountChange::default() };
+            let change = MountChange { set, recursive: wanted.recursive_read_only, ..MountChange::default() };
             mount::set_attributes(tree.as_fd(), change).map_err(fail("make it read-only"))?;
         }
         Ok(tree)
     }
 }
 
+impl VolumeMount {
+    /// Refuses by name what cannot be.
+    pub(crate) fn check(&self, privileged: bool, pod: &PodUsers) -> Result<(), VolumeError> {
+        let refuse = |reason| Err(VolumeError::Mount { path: self.path.clone(), reason });
+        if !self.path.starts_with('/') {
+            return refuse("is not absolute; write it from the root on");
+        }
+        if self.recursive_read_only && (!self.read_only || self.propagation != Propagation::Private) {
+            return refuse("is recursively read-only, which needs read-only and no mount propagation");
+        }
+        if self.propagation == Propagation::Bidirectional && !(privileged && *pod == PodUsers::Host) {
+            return refuse(
+                "has Bidirectional mount propagation, which only a privileged container of a pod with hostUsers may have",
+            );
+        }
+        match (&self.ownership, pod) {
+            (Ownership::Mapped { uids, gids }, PodUsers::Mapped { uids: pod_uids, gids: pod_gids })
+                if uids != pod_uids || gids != pod_gids =>
+            {
+                refuse("has id maps that are not its pod's; leave them out, or make them the same")
+            }
+            (Ownership::Mapped { .. }, PodUsers::Host) => {
+                refuse("has id maps, but its pod has no user namespace; leave them out")
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Whose users a pod's are, for judging what mounts ask for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum PodUsers {
+    Host,
+    Mapped { uids: Vec<IdMap>, gids: Vec<IdMap> },
+}
+
 /// The pod's root as seen by the host, with its user namespace when it has one.
 pub(crate) struct OwnerNamespace<'fd> {
     pub(crate) root: u32,
-    pub(crate) user_namespace: Option<std::os::fd::BorrowedFd<'fd>>,
+    pub(crate) user_namespace: Option<BorrowedFd<'fd>>,
 }
 
 fn memory_volume(size_bytes: Option<u64>, owner: Owner) -> io::Result<OwnedFd> {
@@ -231,12 +371,7 @@ fn check_host_path(volume: &str, path: &Path, kind: HostPathKind) -> Result<(), 
 }
 
 /// A tree below a directory of one of our own mounts; `sub_path` cannot leave it, whatever links the pod made there.
-fn below(
-    mount_fd: std::os::fd::BorrowedFd<'_>,
-    directory: &str,
-    sub_path: Option<&str>,
-    owner: u32,
-) -> io::Result<OwnedFd> {
+fn below(mount_fd: BorrowedFd<'_>, directory: &str, sub_path: Option<&str>, owner: u32) -> io::Result<OwnedFd> {
     let Some(sub_path) = sub_path else { return mount::clone_tree(mount_fd, directory, false) };
     let base = if directory.is_empty() { "." } else { directory };
     let root = mount::open_directory(mount_fd, base)?;
@@ -269,25 +404,88 @@ fn open_inside(root: &OwnedFd, path: &str, owner: u32) -> io::Result<OwnedFd> {
     Ok(openat2(root, path, flags, Mode::empty(), resolve)?)
 }
 
-/// A copy of the host's tree of mounts at `path`, private and idmapped where its file systems can be.
-fn host_tree(path: &Path, sub_path: Option<&str>, owner: &OwnerNamespace<'_>) -> io::Result<OwnedFd> {
-    let place = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
-    let place = match sub_path {
-        // As the kubelet does it: what is missing is made, root's.
-        Some(sub_path) => open_inside(&place, sub_path, 0)?,
-        None => place,
-    };
-    let tree = mount::clone_tree(place.as_fd(), "", true)?;
-    mount::set_attributes(tree.as_fd(), MountChange { private: true, recursive: true, ..MountChange::default() })?;
-    if let Some(user_namespace) = owner.user_namespace {
-        let change = MountChange { idmap: Some(user_namespace), recursive: true, ..MountChange::default() };
-        match mount::set_attributes(tree.as_fd(), change) {
-            Ok(()) => {}
-            Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => {
-                tracing::info!(path = %path.display(), "the file system cannot be idmapped; its owners stay the host's");
-            }
-            Err(error) => return Err(error),
+fn make_missing(path: &Path) -> io::Result<()> {
+    // What is there already may be a file, a socket or a device.
+    if path.symlink_metadata().is_ok() { Ok(()) } else { std::fs::create_dir_all(path) }
+}
+
+/// The root of an image, or a path inside it, as nobody may change it or run its programs.
+fn image_tree(image: BorrowedFd<'_>, sub_path: Option<&str>, owner: &OwnerNamespace<'_>) -> io::Result<OwnedFd> {
+    let tree = match sub_path {
+        None => mount::clone_tree(image, "", false)?,
+        Some(path) => {
+            let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+            let place = openat2(image, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve)?;
+            mount::clone_tree(place.as_fd(), "", false)?
         }
+    };
+    let set = MountAttrFlags::MOUNT_ATTR_RDONLY | MountAttrFlags::MOUNT_ATTR_NOEXEC | MountAttrFlags::MOUNT_ATTR_NOSUID;
+    mount::set_attributes(tree.as_fd(), MountChange { set, idmap: owner.user_namespace, ..MountChange::default() })?;
+    Ok(tree)
+}
+
+/// A copy of the host's tree of mounts at `path`, idmapped where its file systems can be.
+fn host_tree(
+    path: &Path,
+    sub_path: Option<&str>,
+    wanted: &VolumeMount,
+    owner: &OwnerNamespace<'_>,
+) -> io::Result<OwnedFd> {
+    let copy = || {
+        let place = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+        let place = match sub_path {
+            // As the kubelet does it: what is missing is made, root's.
+            Some(sub_path) => open_inside(&place, sub_path, 0)?,
+            None => place,
+        };
+        if wanted.propagation == Propagation::Bidirectional {
+            require_shared(place.as_fd())?;
+        }
+        mount::clone_tree(place.as_fd(), "", true)
+    };
+    let tree = if wanted.propagation == Propagation::Bidirectional { in_hosts_mounts(copy)? } else { copy()? };
+    let change = match wanted.propagation {
+        Propagation::Private => Some(MountChange { private: true, recursive: true, ..MountChange::default() }),
+        Propagation::HostToContainer => Some(MountChange { slave: true, recursive: true, ..MountChange::default() }),
+        Propagation::Bidirectional => None,
+    };
+    if let Some(change) = change {
+        mount::set_attributes(tree.as_fd(), change)?;
+    }
+    let Some(user_namespace) = owner.user_namespace.filter(|_| wanted.ownership != Ownership::Host) else {
+        return Ok(tree);
+    };
+    let change = MountChange { idmap: Some(user_namespace), recursive: true, ..MountChange::default() };
+    match mount::set_attributes(tree.as_fd(), change) {
+        Err(error)
+            if error.raw_os_error() == Some(Errno::INVAL.raw_os_error())
+                && wanted.ownership == Ownership::PodWherePossible =>
+        {
+            tracing::info!(path = %path.display(), "the file system cannot be idmapped; its owners stay the host's");
+        }
+        result => result?,
     }
     Ok(tree)
+}
+
+/// The daemon's own mounts only follow the host's: what a container mounts reaches the host only from a copy of the host's.
+/// The process that keeps the daemon is in the host's mount namespace.
+fn in_hosts_mounts<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    let keeper = rustix::process::getppid().map_or(1, |pid| pid.as_raw_nonzero().get());
+    let path = format!("/proc/{keeper}/ns/mnt");
+    let namespace = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    mount::in_mount_namespace(namespace.as_fd(), work)
+}
+
+fn require_shared(place: BorrowedFd<'_>) -> io::Result<()> {
+    use rustix::fs::{AtFlags, StatxFlags, statx};
+    let id = statx(place, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?.stx_mnt_id.to_string();
+    let mounts = std::fs::read_to_string("/proc/thread-self/mountinfo")?;
+    let line = mounts.lines().find(|line| line.split(' ').next() == Some(&id));
+    if line.is_some_and(|line| {
+        line.split(' ').skip(6).take_while(|field| *field != "-").any(|field| field.starts_with("shared:"))
+    }) {
+        return Ok(());
+    }
+    Err(io::Error::other("it is not on a shared mount of the host; mount --make-rshared makes it one"))
 }

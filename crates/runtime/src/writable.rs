@@ -147,11 +147,31 @@ impl Disk {
         Ok((used, stat.f_blocks.saturating_mul(stat.f_frsize)))
     }
 
+    /// Bytes and inodes, used and in all.
+    pub(crate) fn figures(&self) -> io::Result<DiskFigures> {
+        let stat = rustix::fs::fstatvfs(&self.mount)?;
+        let (used_bytes, total_bytes) = self.usage()?;
+        Ok(DiskFigures { used_bytes, total_bytes, free_inodes: stat.f_ffree, total_inodes: stat.f_files })
+    }
+
     /// Next to no block, or no inode, is left for the pod. ext4 keeps a few blocks to itself that count as available.
     pub(crate) fn is_full(&self) -> io::Result<bool> {
         let stat = rustix::fs::fstatvfs(&self.mount)?;
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize) < FULL_BELOW_BYTES || stat.f_favail == 0)
     }
+}
+
+/// How full a pod's disk is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DiskFigures {
+    /// Bytes in use.
+    pub used_bytes: u64,
+    /// Bytes in all.
+    pub total_bytes: u64,
+    /// Inodes left.
+    pub free_inodes: u64,
+    /// Inodes in all.
+    pub total_inodes: u64,
 }
 
 pub(crate) fn ignore_exists(result: rustix::io::Result<()>) -> io::Result<()> {

@@ -110,6 +110,12 @@ impl Capabilities {
         Ok(Self(set))
     }
 
+    /// Whether all of another set are in this one.
+    #[must_use]
+    pub fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+
     /// Bit n is capability n.
     #[must_use]
     pub fn bits(self) -> u64 {

@@ -4,6 +4,7 @@
 //! <hierarchy>/<instance>/<sandbox id>/           pod: limits of the whole
 //!                                     agent/     the agent alone, so that no container's limit ever hits it
 //!                                     c-<name>/  a container and its execs
+//! <hierarchy>/<parent>/<instance>-<sandbox id>/   the same, where somebody else (the kubelet) keeps the pods' groups
 //! ```
 //! The same tree stands in every hierarchy that carries a controller we use. Groups hang at the root of each hierarchy, not
 //! below the service's own group: they outlive it. Everything here is short, synchronous file work; callers on a runtime
@@ -24,24 +25,67 @@ use std::time::{Duration, Instant};
 pub(crate) use layout::{Hierarchy, detect};
 pub use usage::GroupUsage;
 
-use crate::devices;
+use crate::devices::{self, DeviceNode};
 use crate::limits::{GROUP_FILE_BYTES_MAX, GROUP_REMOVAL_MAX};
 
-/// What a pod or a container may use; absent means no limit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+/// What a pod or a container may use; absent means no limit, and in an update no change.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Resources {
     /// The share in times of contention, in thousandths of a core.
     pub cpu_request_millis: Option<u64>,
     pub cpu_limit_millis: Option<u64>,
+    /// The share as the CRI says it, instead of [`Resources::cpu_request_millis`]: 1024 a core.
+    pub cpu_shares: Option<u64>,
+    /// The limit as the CRI says it, instead of [`Resources::cpu_limit_millis`]: microseconds in each period; below 0 for none.
+    pub cpu_quota_us: Option<i64>,
+    /// The period of that; the kernel's default of 100 ms when absent.
+    pub cpu_period_us: Option<u64>,
+    /// Cores, as in `0-2,7`.
+    pub cpuset_cpus: Option<String>,
+    /// Memory nodes, likewise.
+    pub cpuset_mems: Option<String>,
     pub memory_limit_bytes: Option<u64>,
     pub pids_max: Option<u64>,
+    pub huge_pages: Vec<HugePages>,
+    /// Files of cgroup v2 and what to write into them, as the CRI's `unified`; refused on v1.
+    pub unified: Vec<(String, String)>,
+}
+
+/// A limit of huge pages of one size.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HugePages {
+    /// As the kernel's files have it, `2MB`.
+    pub page_size: String,
+    pub bytes: u64,
 }
 
 /// The period over which a processor limit is counted, in microseconds (the kernel's default).
 const CPU_PERIOD_US: u64 = 100_000;
 
 /// The smallest quota that the kernel accepts, in microseconds.
-const CPU_QUOTA_US_MIN: u64 = 1_000;
+const CPU_QUOTA_US_MIN: i64 = 1_000;
+
+/// Where a cgroup parent is below the hierarchies' roots: a path as it stands, a systemd slice as systemd nests it
+/// (`a-b.slice` lies in `a.slice`, systemd.slice(5)).
+pub(crate) fn parent_path(parent: &str) -> io::Result<PathBuf> {
+    let refuse = || Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{parent:?} is not a cgroup parent")));
+    let path = Path::new(parent.trim_start_matches('/'));
+    let plain = path.components().all(|part| matches!(part, std::path::Component::Normal(_)));
+    if !plain || parent.len() > 1024 || parent.contains('\0') {
+        return refuse();
+    }
+    let Some(name) = parent.strip_suffix(".slice").filter(|name| !name.contains('/')) else {
+        return Ok(path.to_owned());
+    };
+    if name == "-" {
+        return Ok(PathBuf::new());
+    }
+    if name.is_empty() || name.starts_with('-') || name.ends_with('-') || name.contains("--") {
+        return refuse();
+    }
+    let ends = name.match_indices('-').map(|(place, _)| place).chain([name.len()]);
+    Ok(ends.filter_map(|end| name.get(..end)).map(|slice| format!("{slice}.slice")).collect())
+}
 
 /// One group, in every hierarchy.
 #[derive(Debug, Clone)]
@@ -64,7 +108,7 @@ impl Group {
 
     /// Makes the group; it must not exist, and its parent must.
     pub(crate) fn create(&self) -> io::Result<()> {
-        for hierarchy in self.hierarchies.iter() {
+        for hierarchy in self.everyday() {
             let directory = self.directory(hierarchy);
             if let Some(parent) = directory.parent() {
                 hierarchy.hand_down(parent)?;
@@ -76,21 +120,69 @@ impl Group {
 
     /// Makes the group where it does not exist yet.
     pub(crate) fn ensure(&self) -> io::Result<()> {
-        for hierarchy in self.hierarchies.iter() {
+        for hierarchy in self.everyday() {
             let directory = self.directory(hierarchy);
             if let Some(parent) = directory.parent() {
                 hierarchy.hand_down(parent)?;
             }
-            match std::fs::create_dir(&directory) {
-                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-                _ => {}
+            make_directory(&directory)?;
+        }
+        Ok(())
+    }
+
+    /// Makes every group above this one that does not exist yet, and says which those were, the highest first. They are
+    /// somebody else's, who most often has made them already.
+    pub(crate) fn ensure_parents(&self) -> io::Result<Vec<PathBuf>> {
+        let mut made = Vec::new();
+        for hierarchy in self.hierarchies.iter() {
+            let Some(parents) = self.path.parent() else { continue };
+            let mut directory = hierarchy.root.clone();
+            for part in parents.components() {
+                hierarchy.hand_down(&directory)?;
+                directory.push(part);
+                if make_directory(&directory)? {
+                    made.push(directory.clone());
+                    hierarchy.inherit_sets(&directory)?;
+                }
+            }
+        }
+        Ok(made)
+    }
+
+    /// Makes sure that the group, and those above it, exist in the hierarchy of a controller that is seldom used.
+    fn demand(&self, controller: &str) -> io::Result<()> {
+        let Some(hierarchy) =
+            self.hierarchies.iter().find(|hierarchy| hierarchy.on_demand && hierarchy.has(controller))
+        else {
+            return Ok(());
+        };
+        let mut directory = hierarchy.root.clone();
+        for part in self.path.components() {
+            directory.push(part);
+            if make_directory(&directory)? {
+                hierarchy.inherit_sets(&directory)?;
             }
         }
         Ok(())
     }
 
+    /// The hierarchies in which every group is.
+    fn everyday(&self) -> impl Iterator<Item = &Hierarchy> {
+        self.hierarchies.iter().filter(|hierarchy| !hierarchy.on_demand)
+    }
+
+    /// The hierarchies in which this group is, once it has been made.
+    fn existing(&self) -> impl Iterator<Item = &Hierarchy> {
+        self.hierarchies.iter().filter(|hierarchy| !hierarchy.on_demand || self.directory(hierarchy).exists())
+    }
+
     fn directory(&self, hierarchy: &Hierarchy) -> PathBuf {
         hierarchy.root.join(&self.path)
+    }
+
+    /// Whether groups exist in any v1 hierarchy.
+    pub(crate) fn has_version_1(&self) -> bool {
+        self.everyday().any(|hierarchy| !hierarchy.unified)
     }
 
     /// The controllers of each v1 hierarchy, separated by commas; none where v2 carries anything.
@@ -98,7 +190,7 @@ impl Group {
         if self.hierarchies.iter().any(|hierarchy| hierarchy.unified) {
             return Vec::new();
         }
-        self.hierarchies.iter().map(|hierarchy| hierarchy.all_controllers.clone()).collect()
+        self.existing().map(|hierarchy| hierarchy.all_controllers.clone()).collect()
     }
 
     /// The directory in the hierarchy with this controller.
@@ -125,35 +217,81 @@ impl Group {
             let path = self.directory(hierarchy).join(file);
             std::fs::OpenOptions::new().read(true).write(true).open(path).map(OwnedFd::from)
         };
-        self.hierarchies.iter().map(open).collect()
+        self.existing().map(open).collect()
     }
 
-    /// Applies limits. Memory and processes are always enforced as asked; where the kernel has no such controller, a limit
-    /// that was asked for is an error.
+    /// Applies limits, also to a group that is in use. Memory and processes are always enforced as asked; where the kernel
+    /// has no such controller, a limit that was asked for is an error.
     pub(crate) fn limit(&self, resources: &Resources) -> io::Result<()> {
-        if let Some(millis) = resources.cpu_request_millis {
-            let shares = (millis.saturating_mul(1024) / 1000).clamp(2, 262_144);
-            // The kubelet's mapping of shares to weights (kubernetes/enhancements KEP-2254).
-            let weight = 1 + (shares - 2) * 9999 / 262_142;
-            self.set("cpu", ("cpu.shares", shares.to_string()), ("cpu.weight", weight.to_string()))?;
-        }
-        if let Some(millis) = resources.cpu_limit_millis {
-            let quota = (millis.saturating_mul(CPU_PERIOD_US) / 1000).max(CPU_QUOTA_US_MIN);
-            let maximum = format!("{quota} {CPU_PERIOD_US}");
-            self.set("cpu", ("cpu.cfs_quota_us", quota.to_string()), ("cpu.max", maximum))?;
-        }
+        self.limit_cpu(resources)?;
+        self.limit_sets(resources)?;
         if let Some(bytes) = resources.memory_limit_bytes {
-            let bytes = bytes.to_string();
-            self.set("memory", ("memory.limit_in_bytes", bytes.clone()), ("memory.max", bytes.clone()))?;
-            self.limit_swap(&bytes)?;
+            self.limit_memory(bytes)?;
         }
         if let Some(pids) = resources.pids_max {
             self.set("pids", ("pids.max", pids.to_string()), ("pids.max", pids.to_string()))?;
         }
+        for pages in &resources.huge_pages {
+            self.limit_huge_pages(pages)?;
+        }
+        for (file, value) in &resources.unified {
+            self.set_unified(file, value)?;
+        }
         Ok(())
     }
 
-    /// No swap beyond the memory limit, where swap is counted at all.
+    fn limit_cpu(&self, resources: &Resources) -> io::Result<()> {
+        let from_millis = resources.cpu_request_millis.map(|millis| millis.saturating_mul(1024) / 1000);
+        if let Some(shares) = resources.cpu_shares.or(from_millis) {
+            let shares = shares.clamp(2, 262_144);
+            // The kubelet's mapping of shares to weights (kubernetes/enhancements KEP-2254).
+            let weight = 1 + (shares - 2) * 9999 / 262_142;
+            self.set("cpu", ("cpu.shares", shares.to_string()), ("cpu.weight", weight.to_string()))?;
+        }
+        let period = resources.cpu_period_us.unwrap_or(CPU_PERIOD_US);
+        let from_millis = resources.cpu_limit_millis.map(|millis| millis.saturating_mul(period) / 1000);
+        let quota = resources.cpu_quota_us.or(from_millis.map(|quota| i64::try_from(quota).unwrap_or(i64::MAX)));
+        let Some(quota) = quota else { return Ok(()) };
+        if resources.cpu_period_us.is_some() && self.with("cpu").is_some_and(|(hierarchy, _)| !hierarchy.unified) {
+            self.set("cpu", ("cpu.cfs_period_us", period.to_string()), ("cpu.max", String::new()))?;
+        }
+        let (version_1, version_2) = if quota < 0 {
+            ("-1".to_owned(), format!("max {period}"))
+        } else {
+            let quota = quota.max(CPU_QUOTA_US_MIN);
+            (quota.to_string(), format!("{quota} {period}"))
+        };
+        self.set("cpu", ("cpu.cfs_quota_us", version_1), ("cpu.max", version_2))
+    }
+
+    fn limit_sets(&self, resources: &Resources) -> io::Result<()> {
+        let sets = [("cpuset.cpus", &resources.cpuset_cpus), ("cpuset.mems", &resources.cpuset_mems)];
+        for (file, set) in sets {
+            if let Some(set) = set.as_ref().filter(|set| !set.is_empty()) {
+                self.demand("cpuset")?;
+                self.set("cpuset", (file, set.clone()), (file, set.clone()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Memory, and no swap beyond it where swap is counted at all. On v1 the sum with swap is never below the limit, so that
+    /// it goes first when both rise.
+    fn limit_memory(&self, bytes: u64) -> io::Result<()> {
+        let text = bytes.to_string();
+        let limit = || self.set("memory", ("memory.limit_in_bytes", text.clone()), ("memory.max", text.clone()));
+        match limit() {
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                self.limit_swap(&text)?;
+                limit()
+            }
+            result => {
+                result?;
+                self.limit_swap(&text)
+            }
+        }
+    }
+
     fn limit_swap(&self, bytes: &str) -> io::Result<()> {
         let Some((hierarchy, directory)) = self.with("memory") else { return Ok(()) };
         let (file, value) =
@@ -161,6 +299,38 @@ impl Group {
         match std::fs::write(directory.join(file), value) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
+        }
+    }
+
+    /// Nobody can use huge pages of which the machine has none, so that then nothing needs to be forbidden.
+    fn limit_huge_pages(&self, pages: &HugePages) -> io::Result<()> {
+        let plain = pages.page_size.bytes().all(|byte| byte.is_ascii_alphanumeric());
+        if !plain || pages.page_size.is_empty() {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("{:?} is no size of pages", pages.page_size),
+            ));
+        }
+        if pages.bytes == 0 && !machine_has_huge_pages() {
+            return Ok(());
+        }
+        self.demand("hugetlb")?;
+        let (version_1, version_2) =
+            (format!("hugetlb.{}.limit_in_bytes", pages.page_size), format!("hugetlb.{}.max", pages.page_size));
+        let bytes = pages.bytes.to_string();
+        self.set("hugetlb", (&version_1, bytes.clone()), (&version_2, bytes))
+    }
+
+    fn set_unified(&self, file: &str, value: &str) -> io::Result<()> {
+        let plain = file.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
+        let allowed = plain && !file.starts_with("cgroup.") && file.contains('.') && !file.starts_with('.');
+        let unified = self.hierarchies.iter().find(|hierarchy| hierarchy.unified);
+        match unified.filter(|_| allowed) {
+            Some(hierarchy) => std::fs::write(self.directory(hierarchy).join(file), value),
+            None => {
+                let why = format!("{file} cannot be set: only controllers' files of cgroup v2 can");
+                Err(io::Error::new(io::ErrorKind::Unsupported, why))
+            }
         }
     }
 
@@ -187,15 +357,15 @@ impl Group {
     ///
     /// In a user namespace of its own a container cannot make device nodes and is given no others, so that there the list
     /// is a second line of defence: where the kernel does not let us load it, the container starts without.
-    pub(crate) fn restrict_devices(&self, own_users: bool) -> io::Result<()> {
+    pub(crate) fn restrict_devices(&self, own_users: bool, further: &[DeviceNode]) -> io::Result<()> {
         let unified = self.hierarchies.iter().find(|hierarchy| hierarchy.unified);
         if let Some((_, directory)) = self.with("devices").filter(|(hierarchy, _)| !hierarchy.unified) {
             std::fs::write(directory.join("devices.deny"), "a")?;
-            for rule in device_rules() {
+            for rule in device_rules(further) {
                 std::fs::write(directory.join("devices.allow"), rule)?;
             }
         } else if let Some(hierarchy) = unified {
-            match device_filter::attach(&self.directory(hierarchy)) {
+            match device_filter::attach(&self.directory(hierarchy), further) {
                 Err(error) if own_users && error.kind() == io::ErrorKind::PermissionDenied => {
                     tracing::debug!("the device list cannot be loaded: this service may not use BPF");
                 }
@@ -210,6 +380,14 @@ impl Group {
         let Some((hierarchy, directory)) = self.with("memory") else { return 0 };
         let file = if hierarchy.unified { "memory.events" } else { "memory.oom_control" };
         read(&directory.join(file)).ok().and_then(|text| usage::field(&text, "oom_kill")).unwrap_or_default()
+    }
+
+    /// A file of the group, by its name on v1 and on v2 of the hierarchy that has the controller; whether that is v2 comes
+    /// with it.
+    pub(crate) fn text(&self, controller: &str, version1: &str, version2: &str) -> Option<(bool, String)> {
+        let (hierarchy, directory) = self.with(controller)?;
+        let file = if hierarchy.unified { version2 } else { version1 };
+        Some((hierarchy.unified, read(&directory.join(file)).ok()?))
     }
 
     /// What the group uses.
@@ -243,11 +421,32 @@ impl Group {
     }
 }
 
-/// Rules in the language of `devices.allow`: the nodes of every container, `/dev/ptmx` and pseudo terminals. Making other
-/// nodes is harmless where opening them is not allowed.
-fn device_rules() -> impl Iterator<Item = String> {
+/// Rules in the language of `devices.allow`: the nodes of every container, `/dev/ptmx`, pseudo terminals and what this one
+/// was given. Making other nodes is harmless where opening them is not allowed.
+fn device_rules(further: &[DeviceNode]) -> impl Iterator<Item = String> {
     let nodes = devices::NODES.iter().map(|(_, major, minor)| format!("c {major}:{minor} rwm"));
-    nodes.chain(["c *:* m", "b *:* m", "c 5:2 rwm", "c 136:* rwm"].map(str::to_owned))
+    let given = further.iter().map(|node| {
+        format!("{} {}:{} {}", if node.block { 'b' } else { 'c' }, node.major, node.minor, node.permissions)
+    });
+    nodes.chain(["c *:* m", "b *:* m", "c 5:2 rwm", "c 136:* rwm"].map(str::to_owned)).chain(given)
+}
+
+/// Makes one directory; false when it was there.
+fn make_directory(path: &Path) -> io::Result<bool> {
+    match std::fs::create_dir(path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether any huge page of any size is reserved or may be.
+fn machine_has_huge_pages() -> bool {
+    let Ok(sizes) = std::fs::read_dir("/sys/kernel/mm/hugepages") else { return false };
+    let any = |path: PathBuf| read(&path).is_ok_and(|text| text.trim() != "0");
+    sizes
+        .flatten()
+        .any(|size| any(size.path().join("nr_hugepages")) || any(size.path().join("nr_overcommit_hugepages")))
 }
 
 fn subdirectories(directory: &Path) -> io::Result<Vec<String>> {

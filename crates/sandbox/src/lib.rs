@@ -26,13 +26,14 @@ mod watch;
 mod zygote;
 
 pub use capabilities::{Capabilities, UnknownCapability};
-pub use cgroup::{GroupUsage, Resources};
+pub use cgroup::{GroupUsage, HugePages, Resources};
 pub use error::{SandboxError, StartError};
 pub use sampan_agent::zygote::serve as serve_zygote;
 pub use sandbox::{ProcessSandbox, SandboxEvent, SandboxStats};
-pub use sandboxes::{ProcessSandboxes, SandboxConfig};
+pub use sandboxes::{ProcessSandboxes, ReadySandbox, SandboxConfig};
 pub use spec::{
-    ContainerSpec, ExecSpec, Limit, Mount, MountSource, SandboxId, SandboxSpec, Seccomp, User, UserNamespace,
+    ContainerSpec, Device, ExecSpec, GroupsPolicy, IdMap, Limit, Mount, MountSource, Namespaces, ProcessNamespace,
+    SandboxId, SandboxSpec, Seccomp, User, UserNamespace,
 };
 pub use start::{Attached, ExecProcess, ExecStatus, Started};
 pub use streams::{Input, Output, Terminal};

@@ -35,6 +35,20 @@ pub(crate) const EVENTS_QUEUED_MAX: usize = 512;
 /// Mounts of one container. With the root, devices, log and groups they stay below what one frame carries.
 pub(crate) const MOUNTS_MAX: usize = 200;
 
+/// Device nodes of one container, and how deep in a directory they are looked for.
+pub(crate) const DEVICES_MAX: usize = 4096;
+/// See [`DEVICES_MAX`].
+pub(crate) const DEVICE_DEPTH_MAX: usize = 8;
+
+/// Lines of an identity map (`UID_GID_MAP_MAX_EXTENTS` in `linux/user_namespace.h`).
+pub(crate) const ID_MAPS_MAX: usize = 340;
+
+/// The largest seccomp profile that is read.
+pub(crate) const PROFILE_BYTES_MAX: usize = 1024 * 1024;
+
+/// What a killed container may take to be gone.
+pub(crate) const KILL_MAX: Duration = Duration::from_secs(30);
+
 /// What every container's score is raised by, so that the host's services outlive it when memory runs out.
 pub(crate) const OOM_SCORE_ADJUSTMENT: i32 = 100;
 

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use sampan_agent::link::{Descriptors, Outgoing};
@@ -17,10 +17,10 @@ use tokio::io::Interest;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 
-use crate::cgroup::{Group, GroupUsage};
+use crate::cgroup::{Group, GroupUsage, Resources};
 use crate::connection::{Connection, ConnectionTask};
 use crate::error::SandboxError;
-use crate::limits::{EVENTS_QUEUED_MAX, REQUEST_DEADLINE};
+use crate::limits::{EVENTS_QUEUED_MAX, KILL_MAX, REQUEST_DEADLINE};
 use crate::sandboxes::{Node, blocking, open_namespace};
 use crate::spec::SandboxId;
 use crate::watch::watch;
@@ -64,6 +64,19 @@ pub(crate) struct Identity {
 }
 
 impl Identity {
+    pub(crate) fn network_namespace(&self) -> BorrowedFd<'_> {
+        self.network_namespace.as_fd()
+    }
+
+    pub(crate) fn is_alive(&self) -> bool {
+        poll_once(&self.pidfd).is_ok_and(|dead| !dead)
+    }
+
+    /// Its identity maps are written.
+    pub(crate) fn become_root(&mut self, root: u32) {
+        self.root = root;
+    }
+
     pub(crate) fn of(pid: i32, pidfd: OwnedFd, root: u32) -> Result<Self, SandboxError> {
         let open = |kind: &str| open_namespace(pid, kind).map_err(SandboxError::io("open the agent's namespaces"));
         let (network_namespace, user) = (open("net")?, open("user")?);
@@ -116,25 +129,40 @@ async fn watch_agent(pidfd: OwnedFd, connection: ConnectionTask) -> String {
 }
 
 /// Events on their way from the agent to whoever listens.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Events(Arc<EventsInner>);
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct EventsInner {
-    group: Group,
+    /// Known before any container can exist.
+    group: OnceLock<Group>,
     state: Mutex<EventsState>,
 }
 
 #[derive(Debug, Default)]
 struct EventsState {
+    /// Who waits for the end of a container.
+    exits: HashMap<String, Vec<oneshot::Sender<()>>>,
     unacknowledged: Vec<SandboxEvent>,
     listener: Option<mpsc::Sender<SandboxEvent>>,
     execs: HashMap<u64, oneshot::Sender<ExitStatus>>,
 }
 
 impl Events {
-    pub(crate) fn new(group: Group) -> Self {
-        Self(Arc::new(EventsInner { group, state: Mutex::default() }))
+    /// Tells where the pod's groups are; only the first time counts.
+    pub(crate) fn place(&self, group: Group) {
+        self.0.group.set(group).ok();
+    }
+
+    /// Answered, or dropped with the sandbox, when the container of this name has ended.
+    pub(crate) fn expect_exit(&self, container: &str) -> oneshot::Receiver<()> {
+        let (sender, receiver) = oneshot::channel();
+        self.locked(|state| {
+            let waiting = state.exits.entry(container.to_owned()).or_default();
+            waiting.retain(|sender| !sender.is_closed());
+            waiting.push(sender);
+        });
+        receiver
     }
 
     /// What a connection feeds.
@@ -178,7 +206,9 @@ impl Events {
             // It happened between connecting and asking for the agent's state, which told it again.
             return;
         }
-        let kills = self.0.group.child(&format!("c-{}", exit.container)).out_of_memory_kills();
+        let group = self.0.group.get().map(|group| group.child(&format!("c-{}", exit.container)));
+        let kills = group.map_or(0, |group| group.out_of_memory_kills());
+        let waiting = self.locked(|state| state.exits.remove(&exit.container));
         self.tell(SandboxEvent::ContainerExited {
             event_id: exit.event_id,
             container: exit.container,
@@ -188,6 +218,10 @@ impl Events {
             started_at: timestamp(exit.started_at),
             finished_at: timestamp(exit.finished_at),
         });
+        for sender in waiting.into_iter().flatten() {
+            // Whoever waited may have given up.
+            sender.send(()).ok();
+        }
     }
 
     fn tell(&self, event: SandboxEvent) {
@@ -200,6 +234,7 @@ impl Events {
             if matches!(event, SandboxEvent::AgentLost { .. }) {
                 // Nobody who waits for an exec gets an answer any more.
                 state.execs.clear();
+                state.exits.clear();
             }
             state.unacknowledged.push(event);
         });
@@ -238,6 +273,7 @@ pub(crate) fn timestamp(instant: Instant) -> jiff::Timestamp {
 pub struct ProcessSandbox {
     id: SandboxId,
     pub(crate) node: Arc<Node>,
+    group: Group,
     identity: Identity,
     connection: Connection,
     pub(crate) events: Events,
@@ -256,6 +292,7 @@ impl ProcessSandbox {
     pub(crate) fn assemble(
         id: SandboxId,
         node: Arc<Node>,
+        group: Group,
         identity: Identity,
         connection: Connection,
         connection_task: ConnectionTask,
@@ -274,7 +311,7 @@ impl ProcessSandbox {
         });
         let tasks = [connection_end, watcher.abort_handle()];
         let next_exec_id = AtomicU64::new(1);
-        Ok(Arc::new(Self { id, node, identity, connection, events, next_exec_id, destroying, tasks }))
+        Ok(Arc::new(Self { id, node, group, identity, connection, events, next_exec_id, destroying, tasks }))
     }
 
     /// The sandbox' id.
@@ -327,6 +364,44 @@ impl ProcessSandbox {
         self.command(Request::Signal { container: container.to_owned(), signal }, Outgoing::default()).await
     }
 
+    /// Asks a container to end by a signal, and kills it when it has not ended after `grace`. One that does not run is
+    /// stopped already. Nothing else waits for this.
+    pub async fn stop(&self, container: &str, signal: i32, grace: Duration) -> Result<(), SandboxError> {
+        let mut ended = self.events.expect_exit(container);
+        if !grace.is_zero() {
+            match self.signal(container, signal).await {
+                Err(SandboxError::NoSuchContainer { .. }) => return Ok(()),
+                result => result?,
+            }
+            if tokio::time::timeout(grace, &mut ended).await.is_ok() {
+                return Ok(());
+            }
+        }
+        match self.signal(container, libc::SIGKILL).await {
+            Err(SandboxError::NoSuchContainer { .. }) => return Ok(()),
+            result => result?,
+        }
+        let expired = |_| SandboxError::Deadline { seconds: KILL_MAX.as_secs() };
+        // Dropped unanswered: then the sandbox as a whole has gone.
+        tokio::time::timeout(KILL_MAX, ended).await.map(drop).map_err(expired)
+    }
+
+    /// Signals an exec and the processes that it has started in its own group.
+    pub async fn signal_exec(&self, exec_id: u64, signal: i32) -> Result<(), SandboxError> {
+        self.command(Request::SignalExec { exec_id, signal }, Outgoing::default()).await
+    }
+
+    /// Changes limits in place, of one container or of the pod as a whole; what is absent stays as it is.
+    pub async fn update_resources(&self, container: Option<&str>, resources: &Resources) -> Result<(), SandboxError> {
+        let pod = self.group();
+        let group = container.map_or_else(|| pod.clone(), |name| pod.child(&format!("c-{name}")));
+        let (resources, name) = (resources.clone(), container.unwrap_or_default().to_owned());
+        if !group.exists() {
+            return Err(SandboxError::NoSuchContainer { container: name });
+        }
+        blocking("change the limits", move || group.limit(&resources)).await
+    }
+
     /// Kills everything in the sandbox but the agent.
     pub async fn kill_all(&self) -> Result<(), SandboxError> {
         self.command(Request::KillAll, Outgoing::default()).await
@@ -351,6 +426,24 @@ impl ProcessSandbox {
         .await
     }
 
+    /// A file of the pod's control group, or of a container's, by its name on v1 and on v2 of the hierarchy that has the
+    /// controller; whether that is v2 comes with it. Blocks shortly.
+    #[must_use]
+    pub fn group_file(
+        &self,
+        container: Option<&str>,
+        controller: &str,
+        version1: &str,
+        version2: &str,
+    ) -> Option<(bool, String)> {
+        let pod = self.group();
+        let group = match container {
+            Some(name) => pod.child(&format!("c-{name}")),
+            None => pod,
+        };
+        group.text(controller, version1, version2)
+    }
+
     /// Kills everything and removes every trace. May be repeated after a failure.
     pub async fn destroy(&self, deadline: Duration) -> Result<(), SandboxError> {
         self.destroying.store(true, Ordering::SeqCst);
@@ -371,7 +464,7 @@ impl ProcessSandbox {
     }
 
     pub(crate) fn group(&self) -> Group {
-        self.node.group(&self.id)
+        self.group.clone()
     }
 
     pub(crate) async fn ask(

@@ -11,7 +11,7 @@
 
 use std::collections::HashSet;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -21,13 +21,13 @@ use sampan_agent::link::Outgoing;
 use sampan_sys::socket::{self, Kind};
 use sampan_wire::agent::{PodConfiguration, Reply, Request};
 
-use crate::cgroup::{Group, Hierarchy, detect};
-use crate::connection::Connection;
+use crate::cgroup::{self, Group, Hierarchy, detect};
+use crate::connection::{Connection, ConnectionTask};
 use crate::error::SandboxError;
 use crate::limits::{AGENT_DEATH_MAX, CREATE_DEADLINE, REQUEST_DEADLINE};
 use crate::sandbox::{Events, Identity, ProcessSandbox, wait_until_dead};
 use crate::seccomp::FilterCache;
-use crate::spec::{SandboxId, SandboxSpec, UserNamespace};
+use crate::spec::{IdMap, Namespaces, SandboxId, SandboxSpec, UserNamespace};
 use crate::zygote::ZygoteClient;
 
 /// Where the sandboxes of a service live.
@@ -54,6 +54,44 @@ pub(crate) struct Node {
     pub(crate) filters: FilterCache,
 }
 
+/// A sandbox that is nobody's yet. Dropping it leaves it where it is.
+#[derive(Debug)]
+pub struct ReadySandbox {
+    id: SandboxId,
+    namespaces: Namespaces,
+    pid: i32,
+    identity: Identity,
+    connection: Connection,
+    task: ConnectionTask,
+    events: Events,
+}
+
+impl ReadySandbox {
+    /// Its id, which it keeps.
+    #[must_use]
+    pub fn id(&self) -> &SandboxId {
+        &self.id
+    }
+
+    /// What it shares with the host.
+    #[must_use]
+    pub fn namespaces(&self) -> Namespaces {
+        self.namespaces
+    }
+
+    /// Its network namespace.
+    #[must_use]
+    pub fn network_namespace(&self) -> BorrowedFd<'_> {
+        self.identity.network_namespace()
+    }
+
+    /// Whether its agent still lives.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        self.identity.is_alive()
+    }
+}
+
 impl ProcessSandboxes {
     /// Finds the zygote and the cgroups. The zygote has to run already, or to come up within its deadline.
     pub async fn open(config: SandboxConfig) -> Result<Self, SandboxError> {
@@ -76,51 +114,99 @@ impl ProcessSandboxes {
 
     /// Makes a sandbox: namespaces, groups, identity maps, agent. Its network namespace is empty, its containers none.
     pub async fn create(&self, spec: SandboxSpec) -> Result<Arc<ProcessSandbox>, SandboxError> {
+        spec.check()?;
+        let ready = self.prepare(&spec.id, spec.namespaces()).await?;
+        self.claim(ready, spec).await
+    }
+
+    /// The first half of [`Self::create`]: everything that need not know whose sandbox it will be. Nothing foreign reaches
+    /// what this makes before it is claimed; whoever wants it no more removes it by its id.
+    pub async fn prepare(&self, id: &SandboxId, namespaces: Namespaces) -> Result<ReadySandbox, SandboxError> {
+        self.or_remove(id, self.make_ready(id, namespaces)).await
+    }
+
+    /// The second half: the sandbox becomes that of a pod. It must have been prepared under the same id and namespaces.
+    pub async fn claim(&self, ready: ReadySandbox, spec: SandboxSpec) -> Result<Arc<ProcessSandbox>, SandboxError> {
+        let id = spec.id.clone();
+        self.or_remove(&id, self.make_pods(ready, &spec)).await
+    }
+
+    /// Within the deadline; what fails leaves nothing behind.
+    async fn or_remove<T>(
+        &self,
+        id: &SandboxId,
+        work: impl Future<Output = Result<T, SandboxError>>,
+    ) -> Result<T, SandboxError> {
         let expired = |_| SandboxError::Deadline { seconds: CREATE_DEADLINE.as_secs() };
-        let made = tokio::time::timeout(CREATE_DEADLINE, self.make(&spec)).await.map_err(expired);
+        let made = tokio::time::timeout(CREATE_DEADLINE, work).await.map_err(expired);
         match made.and_then(|made| made) {
-            Ok(sandbox) => Ok(sandbox),
+            Ok(made) => Ok(made),
             Err(error) => {
-                if let Err(left) = self.node.remove_leftover(&spec.id).await {
+                if let Err(left) = self.node.remove_leftover(id).await {
                     let left = sampan_kit::error_chain::ErrorChain(&left).to_string();
-                    tracing::warn!(sandbox = %spec.id, error = %left, "a sandbox that failed leaves something behind");
+                    tracing::warn!(sandbox = %id, error = %left, "a sandbox that failed leaves something behind");
                 }
                 Err(error)
             }
         }
     }
 
-    async fn make(&self, spec: &SandboxSpec) -> Result<Arc<ProcessSandbox>, SandboxError> {
+    async fn make_ready(&self, id: &SandboxId, namespaces: Namespaces) -> Result<ReadySandbox, SandboxError> {
         let node = &self.node;
-        let (directory, group) = (node.sandbox_dir(&spec.id), node.group(&spec.id));
-        let resources = spec.resources;
-        let (agent_group, socket_path) = (group.child("agent"), node.agent_socket(&spec.id));
-        let (listener, cgroup, entrances) = blocking("prepare the sandbox", move || {
+        let (directory, group, socket_path) = (node.sandbox_dir(id), node.own_group(id), node.agent_socket(id));
+        let (listener, cgroup) = blocking("prepare the sandbox", move || {
             make_private_dir(&directory)?;
             group.create()?;
-            group.limit(&resources)?;
+            let agent_group = group.child("agent");
             agent_group.create()?;
             // On v2 the agent is born in its group.
-            let cgroup = agent_group.open_unified()?;
-            let entrances = if cgroup.is_some() { Vec::new() } else { agent_group.open_entrances()? };
-            Ok((socket::listen(&socket_path, Kind::Stream)?, cgroup, entrances))
+            Ok((socket::listen(&socket_path, Kind::Stream)?, agent_group.open_unified()?))
         })
         .await?;
-        let own = matches!(spec.user_namespace, UserNamespace::Own { .. });
-        let agent = node.zygote.create(&spec.id, own, listener, cgroup).await?;
-        write_identity_maps(agent.pid, spec.user_namespace)?;
-
-        let socket = socket::connect(&node.agent_socket(&spec.id), Kind::Stream)
-            .map_err(SandboxError::io("connect to the agent"))?;
-        let events = Events::new(node.group(&spec.id));
+        let agent = node.zygote.create(id, namespaces, listener, cgroup).await?;
+        let socket =
+            socket::connect(&node.agent_socket(id), Kind::Stream).map_err(SandboxError::io("connect to the agent"))?;
+        let events = Events::default();
         let (connection, task) = Connection::start(socket, events.receiver()).map_err(SandboxError::io("connect"))?;
+        let identity = Identity::of(agent.pid, agent.pidfd, 0)?;
+        Ok(ReadySandbox { id: id.clone(), namespaces, pid: agent.pid, identity, connection, task, events })
+    }
+
+    async fn make_pods(&self, ready: ReadySandbox, spec: &SandboxSpec) -> Result<Arc<ProcessSandbox>, SandboxError> {
+        let node = &self.node;
+        let ReadySandbox { id, namespaces, pid, mut identity, connection, task, events } = ready;
+        if id != spec.id || namespaces != spec.namespaces() {
+            return Err(SandboxError::Invalid { why: format!("sandbox {id} was made for another kind of pod") });
+        }
+        let (own_group, directory) = (node.own_group(&id), node.sandbox_dir(&id));
+        let parent = spec.cgroup_parent.as_deref().filter(|parent| !parent.is_empty()).map(cgroup::parent_path);
+        let parent = parent.transpose().map_err(SandboxError::io("read the cgroup parent"))?;
+        let (hierarchies, instance) = (Arc::clone(&node.hierarchies), node.config.instance.clone());
+        let (resources, user_namespace) = (spec.resources.clone(), spec.user_namespace.clone());
+        let name = format!("{instance}-{id}");
+        let (group, entrances) = blocking("give the sandbox its groups and users", move || {
+            write_identity_maps(pid, &user_namespace)?;
+            let group = match parent {
+                None => own_group,
+                Some(parent) => placed_below(&hierarchies, &parent.join(name), &directory)?,
+            };
+            group.limit(&resources)?;
+            let agent_group = group.child("agent");
+            // Born in it on v2, unless its groups were made just now.
+            let there = !agent_group.has_version_1() && !directory.join(PLACEMENT).exists();
+            let entrances = if there { Vec::new() } else { agent_group.open_entrances()? };
+            Ok((group, entrances))
+        })
+        .await?;
+        events.place(group.clone());
         let mut outgoing = Outgoing::default();
         let configuration = PodConfiguration {
             cgroups: entrances.into_iter().map(|entrance| outgoing.add(entrance)).collect(),
-            hostname: spec.hostname.clone(),
+            hostname: if spec.hostname.is_empty() { host_name() } else { spec.hostname.clone() },
             sysctls: spec.sysctls.clone(),
-            drop_to_mapped_root: own,
+            drop_to_mapped_root: namespaces.own_users,
             share_process_namespace: spec.share_process_namespace,
+            host_process_namespace: namespaces.host_pid,
         };
         let request = Request::Configure(configuration);
         match connection.ask(request, outgoing, CREATE_DEADLINE).await?.0 {
@@ -128,8 +214,14 @@ impl ProcessSandboxes {
             Reply::Refused(refusal) => return Err(refusal.into()),
             _ => return Err(SandboxError::UnexpectedAnswer),
         }
-        let identity = Identity::of(agent.pid, agent.pidfd, spec.user_namespace.root())?;
-        ProcessSandbox::assemble(spec.id.clone(), Arc::clone(node), identity, connection, task, events)
+        identity.become_root(spec.user_namespace.root());
+        let sandbox =
+            ProcessSandbox::assemble(id.clone(), Arc::clone(node), group, identity, connection, task, events)?;
+        if spec.cgroup_parent.is_some() {
+            let unused = node.own_group(&id);
+            blocking("remove the groups that the sandbox was prepared in", move || unused.remove()).await?;
+        }
+        Ok(sandbox)
     }
 
     /// Takes over a sandbox that an earlier daemon made. What it has to tell comes with [`ProcessSandbox::events`].
@@ -138,7 +230,9 @@ impl ProcessSandboxes {
         let Some((socket, pid, pidfd)) = node.find_agent(id).map_err(SandboxError::io("find the agent"))? else {
             return Err(SandboxError::NotFound { id: id.to_string() });
         };
-        let events = Events::new(node.group(id));
+        let group = node.group(id).map_err(SandboxError::io("find the sandbox's groups"))?;
+        let events = Events::default();
+        events.place(group.clone());
         let (connection, task) = Connection::start(socket, events.receiver()).map_err(SandboxError::io("connect"))?;
         let hello = connection.ask(Request::Hello, Outgoing::default(), REQUEST_DEADLINE).await?.0;
         let Reply::Hello(state) = hello else { return Err(SandboxError::UnexpectedAnswer) };
@@ -149,7 +243,7 @@ impl ProcessSandboxes {
         let root = mapped_root(pid).map_err(SandboxError::io("read the agent's identity map"))?;
         let identity = Identity::of(pid, pidfd, root)?;
         events.restore(state);
-        ProcessSandbox::assemble(id.clone(), Arc::clone(node), identity, connection, task, events)
+        ProcessSandbox::assemble(id.clone(), Arc::clone(node), group, identity, connection, task, events)
     }
 
     /// Ids of the sandboxes of which anything exists.
@@ -194,8 +288,17 @@ impl Node {
         Group::at(&self.hierarchies, &self.config.instance)
     }
 
-    pub(crate) fn group(&self, id: &SandboxId) -> Group {
+    /// Where a sandbox's group is while nobody says otherwise.
+    fn own_group(&self, id: &SandboxId) -> Group {
         self.instance_group().child(id.as_str())
+    }
+
+    /// Where a sandbox's group is.
+    pub(crate) fn group(&self, id: &SandboxId) -> io::Result<Group> {
+        Ok(match Placement::read(&self.sandbox_dir(id))? {
+            Some(placement) => Group::at(&self.hierarchies, placement.path),
+            None => self.own_group(id),
+        })
     }
 
     fn sandboxes_dir(&self) -> PathBuf {
@@ -256,12 +359,21 @@ impl Node {
 
     /// Removes what is left of a sandbox whose agent is dead.
     pub(crate) async fn remove_traces(&self, id: &SandboxId) -> Result<Vec<String>, SandboxError> {
-        let (group, directory, id) = (self.group(id), self.sandbox_dir(id), id.clone());
+        let (own_group, directory, id) = (self.own_group(id), self.sandbox_dir(id), id.clone());
+        let hierarchies = Arc::clone(&self.hierarchies);
         blocking("remove the sandbox's groups and run directory", move || {
             let mut removed = Vec::new();
-            if group.exists() {
-                group.remove()?;
-                removed.push(format!("cgroups of sandbox {id}"));
+            let placement = Placement::read(&directory)?;
+            let placed = placement.as_ref().map(|placement| Group::at(&hierarchies, placement.path.clone()));
+            for group in placed.into_iter().chain([own_group]) {
+                if group.exists() {
+                    group.remove()?;
+                    removed.push(format!("cgroups of sandbox {id}"));
+                }
+            }
+            for parent in placement.into_iter().flat_map(|placement| placement.made).rev() {
+                // Others may live there meanwhile.
+                std::fs::remove_dir(parent).ok();
             }
             match std::fs::remove_dir_all(&directory) {
                 Ok(()) => removed.push(format!("run directory of sandbox {id}")),
@@ -293,12 +405,63 @@ fn make_private_dir(path: &Path) -> io::Result<()> {
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
+/// Where a sandbox's groups are that do not hang below the instance's, kept in its run directory.
+#[derive(Debug, serde::Serialize, serde::Deserialize)]
+struct Placement {
+    path: PathBuf,
+    /// Groups above it that did not exist before, the highest first.
+    made: Vec<PathBuf>,
+}
+
+/// Its file.
+const PLACEMENT: &str = "cgroup.json";
+
+impl Placement {
+    fn read(directory: &Path) -> io::Result<Option<Self>> {
+        match std::fs::read(directory.join(PLACEMENT)) {
+            Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes)?)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn write(&self, directory: &Path) -> io::Result<()> {
+        std::fs::write(directory.join(PLACEMENT), serde_json::to_vec(self)?)
+    }
+}
+
+/// Makes a sandbox's groups below somebody else's. Where they will be is written down first.
+fn placed_below(hierarchies: &Arc<[Hierarchy]>, path: &Path, directory: &Path) -> io::Result<Group> {
+    let group = Group::at(hierarchies, path);
+    Placement { path: path.to_owned(), made: Vec::new() }.write(directory)?;
+    let made = group.ensure_parents()?;
+    if !made.is_empty() {
+        Placement { path: path.to_owned(), made }.write(directory)?;
+    }
+    group.create()?;
+    group.child("agent").create()?;
+    Ok(group)
+}
+
+fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
 /// Writes `/proc/PID/uid_map` and `gid_map` (user_namespaces(7)) of an agent that waits for it.
-fn write_identity_maps(pid: i32, namespace: UserNamespace) -> Result<(), SandboxError> {
-    let UserNamespace::Own { first_id, length } = namespace else { return Ok(()) };
-    for file in ["gid_map", "uid_map"] {
-        std::fs::write(format!("/proc/{pid}/{file}"), format!("0 {first_id} {length}\n"))
-            .map_err(SandboxError::io(format!("map ids 0 to {} to {first_id} ({file})", length.saturating_sub(1))))?;
+fn write_identity_maps(pid: i32, namespace: &UserNamespace) -> io::Result<()> {
+    let (uids, gids) = match namespace {
+        UserNamespace::Host => return Ok(()),
+        UserNamespace::Own { first_id, length } => {
+            let map = vec![IdMap { inside: 0, outside: *first_id, length: *length }];
+            (map.clone(), map)
+        }
+        UserNamespace::Mapped { uids, gids } => (uids.clone(), gids.clone()),
+    };
+    for (file, maps) in [("gid_map", gids), ("uid_map", uids)] {
+        let line = |map: &IdMap| format!("{} {} {}\n", map.inside, map.outside, map.length);
+        let text: String = maps.iter().map(line).collect();
+        std::fs::write(format!("/proc/{pid}/{file}"), &text)
+            .map_err(|error| io::Error::new(error.kind(), format!("write {file} {:?}: {error}", text.trim())))?;
     }
     Ok(())
 }
@@ -306,8 +469,9 @@ fn write_identity_maps(pid: i32, namespace: UserNamespace) -> Result<(), Sandbox
 /// The host's id of a process' root, from its map; 0 where it shares ours.
 fn mapped_root(pid: i32) -> io::Result<u32> {
     let map = std::fs::read_to_string(format!("/proc/{pid}/uid_map"))?;
-    let first = map.lines().next().and_then(|line| line.split_whitespace().nth(1)?.parse().ok());
-    first.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the identity map is empty"))
+    let maps_root = |line: &&str| line.split_whitespace().next() == Some("0");
+    let root = map.lines().find(maps_root).and_then(|line| line.split_whitespace().nth(1)?.parse().ok());
+    root.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the identity map has no root"))
 }
 
 /// Opens one of a process' namespaces.

@@ -1,12 +1,17 @@
-//! The default seccomp profile, compiled once for each set of capabilities.
+//! Seccomp profiles: the default one, compiled once for each set of capabilities, and those that people write (`local`).
 //!
 //! The rules are moby's (`table`); what is refused gets EPERM, as there, and what is newer than the table ENOSYS, so that C
 //! libraries fall back. The program searches ranges of call numbers by bisection (`compile`): a handful of instructions a
 //! call instead of a comparison with each of four hundred.
 
 mod compile;
+mod local;
+mod others;
 mod profile;
 mod table;
+
+pub use local::exercise;
+pub(crate) use local::from_json;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -9,18 +9,18 @@ use futures_util::future::BoxFuture;
 use rustix::pipe::{PipeFlags, pipe_with};
 use sampan_agent::link::Outgoing;
 use sampan_wire::agent::{
-    ContainerStart, ExecStart, ExecStreams, ExitStatus, MountSource as WireMountSource, MountStart, ProcessSpec,
-    Refusal, Reply, Request, ResourceLimit, User as WireUser,
+    ContainerStart, ExecStart, ExecStreams, ExitStatus, MountSource as WireMountSource, MountStart,
+    ProcessNamespace as WireProcessNamespace, ProcessSpec, Refusal, Reply, Request, ResourceLimit, User as WireUser,
 };
 
 use crate::cgroup::Group;
-use crate::devices;
 use crate::error::{SandboxError, StartError};
 use crate::limits::{OOM_SCORE_ADJUSTMENT, REQUEST_DEADLINE, START_DEADLINE, TRANSFER_DEADLINE};
 use crate::sandbox::{ProcessSandbox, timestamp};
 use crate::sandboxes::blocking;
-use crate::spec::{ContainerSpec, ExecSpec, MountSource, Seccomp, User, limit_number};
+use crate::spec::{ContainerSpec, ExecSpec, GroupsPolicy, MountSource, ProcessNamespace, Seccomp, User, limit_number};
 use crate::streams::{Input, Output, Terminal};
+use crate::{devices, seccomp};
 
 /// A container whose program runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +41,8 @@ pub enum ExecStatus {
 
 /// A process beside a container's own. Dropping it closes its streams and lets it run.
 pub struct ExecProcess {
+    /// For [`ProcessSandbox::signal_exec`].
+    pub id: u64,
     pub stdin: Option<Input>,
     /// With a terminal, all its output.
     pub stdout: Option<Output>,
@@ -65,16 +67,19 @@ impl ProcessSandbox {
         if group.exists() {
             self.clear_earlier_run(&spec.name, group.clone()).await?;
         }
-        let (resources, privileged, root) = (spec.resources, spec.privileged, self.root_id());
-        let own_users = self.user_namespace().is_some();
+        let (resources, privileged, root) = (spec.resources.clone(), spec.privileged, self.root_id());
+        let (own_users, wanted) = (self.user_namespace().is_some(), spec.devices.clone());
         let (cgroups, devices) = blocking("prepare the container", move || {
             group.create()?;
             group.limit(&resources)?;
             group.kill_as_one()?;
+            let mut nodes = devices::find(&wanted)?;
             if !privileged {
-                group.restrict_devices(own_users)?;
+                group.restrict_devices(own_users, &nodes)?;
+            } else if !own_users {
+                nodes.extend(devices::all_of_host()?);
             }
-            Ok((group.open_entrances()?, devices::make(root)?))
+            Ok((group.open_entrances()?, devices::make(root, &nodes)?))
         })
         .await?;
         let (request, outgoing) = self.start_request(spec, cgroups, devices)?;
@@ -104,9 +109,10 @@ impl ProcessSandbox {
         devices: OwnedFd,
     ) -> Result<(Request, Outgoing), SandboxError> {
         let mut outgoing = Outgoing::default();
-        let seccomp = match spec.seccomp {
+        let seccomp = match &spec.seccomp {
             Seccomp::RuntimeDefault => self.node.filters.default_filter(spec.capabilities).to_vec(),
             Seccomp::Unconfined => Vec::new(),
+            Seccomp::Localhost(json) => seccomp::from_json(json, spec.capabilities)?,
         };
         let limit = |limit: &crate::spec::Limit| {
             Ok(ResourceLimit { resource: limit_number(&limit.name)?, soft: limit.soft, hard: limit.hard })
@@ -117,11 +123,14 @@ impl ProcessSandbox {
             working_directory: spec.working_dir,
             user: wire_user(spec.user),
             supplemental_groups: spec.supplemental_groups,
+            strict_groups: spec.groups_policy == GroupsPolicy::Strict,
             capabilities: spec.capabilities.bits(),
+            ambient_capabilities: spec.ambient_capabilities.bits(),
             no_new_privileges: spec.no_new_privileges,
             seccomp,
             limits: spec.rlimits.iter().map(limit).collect::<Result<_, SandboxError>>()?,
-            oom_score_adjustment: OOM_SCORE_ADJUSTMENT,
+            oom_score_adjustment: spec.oom_score_adjustment.unwrap_or(OOM_SCORE_ADJUSTMENT),
+            apparmor_profile: spec.apparmor_profile,
         };
         let mounts = spec.mounts.into_iter().map(|mount| MountStart {
             source: match mount.source {
@@ -146,6 +155,13 @@ impl ProcessSandbox {
             stdin_once: spec.stdin_once,
             read_only_root: spec.read_only_root,
             privileged: spec.privileged,
+            process_namespace: match spec.process_namespace {
+                ProcessNamespace::Own => WireProcessNamespace::Own,
+                ProcessNamespace::Pod | ProcessNamespace::Node => WireProcessNamespace::Agents,
+                ProcessNamespace::Target(container) => WireProcessNamespace::Target(container),
+            },
+            masked_paths: spec.masked_paths,
+            read_only_paths: spec.read_only_paths,
         };
         Ok((Request::StartContainer(Box::new(start)), outgoing))
     }
@@ -197,7 +213,7 @@ impl ProcessSandbox {
             }
         };
         let exit = async move { exit.await.map_or(ExecStatus::Lost, status) }.boxed();
-        Ok(exec_process(ours, terminal, spec.stdin, exit).map_err(SandboxError::io("open the streams"))?)
+        Ok(exec_process(exec_id, ours, terminal, spec.stdin, exit).map_err(SandboxError::io("open the streams"))?)
     }
 
     /// Unique across daemons: an exec of the one before may still end.
@@ -287,6 +303,7 @@ fn status(status: ExitStatus) -> ExecStatus {
 }
 
 fn exec_process(
+    id: u64,
     pipes: [Option<OwnedFd>; 3],
     terminal: Option<OwnedFd>,
     with_stdin: bool,
@@ -295,6 +312,7 @@ fn exec_process(
     if let Some(master) = terminal {
         let duplicate = rustix::io::fcntl_dupfd_cloexec(&master, 3)?;
         return Ok(ExecProcess {
+            id,
             terminal: Some(Terminal::new(&master)?),
             stdin: with_stdin.then(|| Input::new(duplicate)).transpose()?,
             stdout: Some(Output::new(master)?),
@@ -304,6 +322,7 @@ fn exec_process(
     }
     let [stdin, stdout, stderr] = pipes;
     Ok(ExecProcess {
+        id,
         stdin: stdin.map(Input::new).transpose()?,
         stdout: stdout.map(Output::new).transpose()?,
         stderr: stderr.map(Output::new).transpose()?,

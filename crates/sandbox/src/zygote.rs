@@ -14,7 +14,7 @@ use tokio::sync::Mutex;
 
 use crate::error::SandboxError;
 use crate::limits::{ZYGOTE_DEADLINE, ZYGOTE_RETRY};
-use crate::spec::SandboxId;
+use crate::spec::{Namespaces, SandboxId};
 use crate::watch::{BOTH, watch};
 
 /// A fresh agent.
@@ -45,14 +45,17 @@ impl ZygoteClient {
     pub(crate) async fn create(
         &self,
         id: &SandboxId,
-        own_user_namespace: bool,
+        namespaces: Namespaces,
         listener: OwnedFd,
         cgroup: Option<OwnedFd>,
     ) -> Result<NewAgent, SandboxError> {
         let mut outgoing = Outgoing::default();
         let request = ZygoteRequest::CreateSandbox {
             id: id.as_str().to_owned(),
-            own_user_namespace,
+            own_user_namespace: namespaces.own_users,
+            host_network: namespaces.host_network,
+            host_pid: namespaces.host_pid,
+            host_ipc: namespaces.host_ipc,
             listener: outgoing.add(listener),
             cgroup: cgroup.map(|cgroup| outgoing.add(cgroup)),
         };

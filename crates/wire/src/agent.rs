@@ -51,6 +51,11 @@ pub enum Request {
     },
     /// Kill the init process of every container.
     KillAll,
+    /// Signal an exec's process and all of its session's first group.
+    SignalExec {
+        exec_id: u64,
+        signal: i32,
+    },
     /// Write a tar archive of `path` into the pipe; replied to once the path has been opened.
     CopyOut {
         container: String,
@@ -189,6 +194,8 @@ pub struct PodConfiguration {
     /// Become root of the pod's own user namespace for good.
     pub drop_to_mapped_root: bool,
     pub share_process_namespace: bool,
+    /// The agent has no pid namespace of its own: it must never signal what it has not made.
+    pub host_process_namespace: bool,
 }
 
 /// A user as a container asks for it.
@@ -212,13 +219,19 @@ pub struct ProcessSpec {
     pub working_directory: String,
     pub user: User,
     pub supplemental_groups: Vec<u32>,
+    /// Memberships that only the container's own `/etc/group` knows do not count.
+    pub strict_groups: bool,
     /// Bit n is capability n.
     pub capabilities: u64,
+    /// Of those, the ones that stay with a user who is not root.
+    pub ambient_capabilities: u64,
     pub no_new_privileges: bool,
     /// A compiled filter, eight bytes an instruction; empty means unconfined.
     pub seccomp: Vec<u8>,
     pub limits: Vec<ResourceLimit>,
     pub oom_score_adjustment: i32,
+    /// A loaded AppArmor profile, taken on with the program.
+    pub apparmor_profile: Option<String>,
 }
 
 /// A limit of `setrlimit(2)`, by its Linux number; `None` is infinity.
@@ -247,8 +260,22 @@ pub struct ContainerStart {
     pub stdin: bool,
     pub stdin_once: bool,
     pub read_only_root: bool,
-    /// No masked and no read-only paths.
+    /// Kernel file systems are writable, and no paths are masked or read-only but those named below.
     pub privileged: bool,
+    pub process_namespace: ProcessNamespace,
+    /// Instead of the default ones.
+    pub masked_paths: Option<Vec<String>>,
+    pub read_only_paths: Option<Vec<String>>,
+}
+
+/// Whose processes a container sees.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ProcessNamespace {
+    Own,
+    /// Those that the agent sees: the pod's, or the host's.
+    Agents,
+    /// Those of another running container.
+    Target(String),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

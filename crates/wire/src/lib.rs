@@ -13,7 +13,7 @@ pub mod limits;
 pub mod zygote;
 
 /// The version that both ends must speak; agents outlive daemons, so a change of any message raises it.
-pub const PROTOCOL_VERSION: u16 = 1;
+pub const PROTOCOL_VERSION: u16 = 2;
 
 /// The place of a descriptor in the list that came with a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]

@@ -13,6 +13,10 @@ pub enum ZygoteRequest {
         id: String,
         /// Whether the pod gets a user namespace of its own.
         own_user_namespace: bool,
+        /// Which namespaces the pod shares with the host.
+        host_network: bool,
+        host_pid: bool,
+        host_ipc: bool,
         /// The socket on which the agent will listen; already bound.
         listener: Slot,
         /// The v2 cgroup (its directory) into which the agent is born.

@@ -7,8 +7,18 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// What is limited or counted. `freezer` and `cpuset` are left alone.
-const CONTROLLERS: [&str; 5] = ["cpu", "cpuacct", "memory", "devices", "pids"];
+/// What is limited or counted. `freezer` is left alone.
+const CONTROLLERS: [&str; 7] = ["cpu", "cpuacct", "memory", "devices", "pids", "cpuset", "hugetlb"];
+
+/// Those without which everything else works: a v1 hierarchy that carries nothing else has groups only for those who ask
+/// for it, and on v2 it is no failure when they cannot be handed down.
+const SELDOM: [&str; 2] = ["cpuset", "hugetlb"];
+
+/// Where processes go that stand in the way, in the root group of a container's own cgroup namespace.
+const MOVED_ASIDE: &str = "init";
+
+/// How often those processes are looked for: they may fork while they are moved.
+const MOVE_ROUNDS_MAX: u32 = 100;
 
 /// One mounted hierarchy.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,6 +29,8 @@ pub(crate) struct Hierarchy {
     controllers: Vec<String>,
     /// All controllers of a v1 hierarchy, separated by commas, ours or not: the kernel wants them all to mount it again.
     pub(crate) all_controllers: String,
+    /// A v1 hierarchy in which most groups do not exist.
+    pub(crate) on_demand: bool,
 }
 
 impl Hierarchy {
@@ -26,6 +38,20 @@ impl Hierarchy {
     pub(crate) fn has(&self, controller: &str) -> bool {
         let controller = if self.unified && controller == "cpuacct" { "cpu" } else { controller };
         self.controllers.iter().any(|ours| ours == controller)
+    }
+
+    /// A new group of v1's `cpuset` has no cores and no memory, and takes no process, until it is given some.
+    pub(crate) fn inherit_sets(&self, group: &Path) -> io::Result<()> {
+        if self.unified || !self.has("cpuset") {
+            return Ok(());
+        }
+        let Some(parent) = group.parent() else { return Ok(()) };
+        for file in ["cpuset.cpus", "cpuset.mems"] {
+            if std::fs::read_to_string(group.join(file))?.trim().is_empty() {
+                std::fs::write(group.join(file), std::fs::read_to_string(parent.join(file))?)?;
+            }
+        }
+        Ok(())
     }
 
     /// On v2, hands the controllers from a group down to those inside it; v1 has no such step.
@@ -36,9 +62,49 @@ impl Hierarchy {
         let file = group.join("cgroup.subtree_control");
         let handed = std::fs::read_to_string(&file)?;
         let missing = self.controllers.iter().filter(|one| !handed.split_whitespace().any(|have| have == *one));
-        let request: Vec<String> = missing.map(|controller| format!("+{controller}")).collect();
-        if request.is_empty() { Ok(()) } else { std::fs::write(file, request.join(" ")) }
+        let (seldom, needed): (Vec<&String>, Vec<&String>) = missing.partition(|one| SELDOM.contains(&one.as_str()));
+        if !needed.is_empty() {
+            let request: Vec<String> = needed.iter().map(|controller| format!("+{controller}")).collect();
+            let request = request.join(" ");
+            match std::fs::write(&file, &request) {
+                // The root of a cgroup namespace is a group like others, and may not have both members and children.
+                Err(error) if error.kind() == io::ErrorKind::ResourceBusy && group == self.root => {
+                    move_members_aside(group)?;
+                    std::fs::write(&file, &request)?;
+                }
+                result => result?,
+            }
+        }
+        for controller in seldom {
+            if let Err(error) = std::fs::write(&file, format!("+{controller}")) {
+                tracing::debug!(group = %group.display(), controller, %error, "a controller cannot be handed down");
+            }
+        }
+        Ok(())
     }
+}
+
+/// Moves the processes of a group into a leaf below it, as those do who run in a container.
+fn move_members_aside(group: &Path) -> io::Result<()> {
+    let aside = group.join(MOVED_ASIDE);
+    match std::fs::create_dir(&aside) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    for _ in 0..MOVE_ROUNDS_MAX {
+        let members = std::fs::read_to_string(group.join("cgroup.procs"))?;
+        if members.trim().is_empty() {
+            return Ok(());
+        }
+        for pid in members.lines() {
+            match std::fs::write(aside.join("cgroup.procs"), pid) {
+                // It has just ended.
+                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
+                result => result?,
+            }
+        }
+    }
+    Err(io::Error::other("processes keep appearing in the root of the cgroup namespace"))
 }
 
 /// Finds the hierarchies of this machine.
@@ -69,7 +135,8 @@ fn parse(mountinfo: &str, controllers_of: impl Fn(&Path) -> String) -> Vec<Hiera
             // The options of the mount itself, beside the names of controllers.
             let is_controller = |option: &&str| !matches!(*option, "rw" | "ro" | "xattr" | "noprefix");
             let all: Vec<&str> = carried.split_whitespace().filter(is_controller).collect();
-            found.push(Hierarchy { root, unified, controllers, all_controllers: all.join(",") });
+            let on_demand = !unified && controllers.iter().all(|one| SELDOM.contains(&one.as_str()));
+            found.push(Hierarchy { root, unified, controllers, all_controllers: all.join(","), on_demand });
         }
     }
     found
@@ -78,7 +145,7 @@ fn parse(mountinfo: &str, controllers_of: impl Fn(&Path) -> String) -> Vec<Hiera
 /// A v2 hierarchy that carries nothing.
 #[cfg(test)]
 pub(super) fn unified_for_tests(root: PathBuf) -> Hierarchy {
-    Hierarchy { root, unified: true, controllers: Vec::new(), all_controllers: String::new() }
+    Hierarchy { root, unified: true, controllers: Vec::new(), all_controllers: String::new(), on_demand: false }
 }
 
 #[cfg(test)]
@@ -99,7 +166,8 @@ mod tests {
     #[test]
     fn version_2_alone() {
         let mountinfo = "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n";
-        let expected: &[(&str, bool, &[&str])] = &[("/sys/fs/cgroup", true, &["cpu", "memory", "pids"])];
+        let expected: &[(&str, bool, &[&str])] =
+            &[("/sys/fs/cgroup", true, &["cpuset", "cpu", "memory", "hugetlb", "pids"])];
         check(mountinfo, "cpuset cpu io memory hugetlb pids\n", expected);
     }
 
@@ -127,8 +195,10 @@ mod tests {
 35 31 0:32 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory
 41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw
 ";
-        let expected: &[(&str, bool, &[&str])] =
-            &[("/sys/fs/cgroup/memory", false, &["memory"]), ("/sys/fs/cgroup/unified", true, &["cpu", "pids"])];
+        let expected: &[(&str, bool, &[&str])] = &[
+            ("/sys/fs/cgroup/memory", false, &["memory"]),
+            ("/sys/fs/cgroup/unified", true, &["cpu", "pids", "hugetlb"]),
+        ];
         check(mountinfo, "cpu pids hugetlb", expected);
     }
 }

@@ -44,7 +44,7 @@ fn removal_kills_what_is_inside() -> io::Result<()> {
 fn device_filter_is_accepted_and_bites() -> io::Result<()> {
     let Some(group) = group("devices") else { return Ok(()) };
     group.ensure()?;
-    group.restrict_devices(false)?;
+    group.restrict_devices(false, &[])?;
     let procs = group.hierarchies[0].root.join(&group.path).join("cgroup.procs");
     let script = format!(
         "echo 0 > {}; (head -c 1 /dev/zero; head -c 1 /dev/urandom) >/dev/null && echo fine; head -c 1 /dev/kmsg >/dev/null || echo refused",

@@ -13,6 +13,11 @@ pub struct GroupUsage {
     pub memory_usage_bytes: u64,
     /// The same without cache that could be given back at once: what the kubelet calls the working set.
     pub memory_working_set_bytes: u64,
+    /// Memory that belongs to no file.
+    pub memory_rss_bytes: u64,
+    pub page_faults: u64,
+    /// Those that waited for a disk.
+    pub major_page_faults: u64,
     pub pids: u64,
 }
 
@@ -39,12 +44,19 @@ pub(super) fn of<'a>(with: impl Fn(&str) -> Option<(&'a Hierarchy, PathBuf)>) ->
         }
     });
     let memory_usage_bytes: u64 = number("memory", "memory.usage_in_bytes", "memory.current");
-    let inactive = text("memory", "memory.stat", "memory.stat")
-        .and_then(|(unified, text)| field(&text, if unified { "inactive_file" } else { "total_inactive_file" }));
+    let stat = text("memory", "memory.stat", "memory.stat");
+    let memory = |version1: &str, version2: &str| {
+        let (unified, text) = stat.as_ref()?;
+        field(text, if *unified { version2 } else { version1 })
+    };
+    let inactive = memory("total_inactive_file", "inactive_file").unwrap_or_default();
     GroupUsage {
         cpu_nanoseconds: cpu_nanoseconds.unwrap_or_default(),
         memory_usage_bytes,
-        memory_working_set_bytes: memory_usage_bytes.saturating_sub(inactive.unwrap_or_default()),
+        memory_working_set_bytes: memory_usage_bytes.saturating_sub(inactive),
+        memory_rss_bytes: memory("total_rss", "anon").unwrap_or_default(),
+        page_faults: memory("total_pgfault", "pgfault").unwrap_or_default(),
+        major_page_faults: memory("total_pgmajfault", "pgmajfault").unwrap_or_default(),
         pids: number("pids", "pids.current", "pids.current"),
     }
 }

@@ -10,30 +10,30 @@ use sampan_sys::seccomp::Instruction;
 use super::profile::{Architecture, Verdict};
 
 // Codes of `linux/bpf_common.h`, return values of `linux/seccomp.h`.
-const LOAD: u16 = 0x20; // BPF_LD | BPF_W | BPF_ABS
-const JUMP: u16 = 0x05; // BPF_JMP | BPF_JA
-const JUMP_EQUAL: u16 = 0x15; // BPF_JMP | BPF_JEQ | BPF_K
-const JUMP_AT_LEAST: u16 = 0x35; // BPF_JMP | BPF_JGE | BPF_K
+pub(super) const LOAD: u16 = 0x20; // BPF_LD | BPF_W | BPF_ABS
+pub(super) const JUMP: u16 = 0x05; // BPF_JMP | BPF_JA
+pub(super) const JUMP_EQUAL: u16 = 0x15; // BPF_JMP | BPF_JEQ | BPF_K
+pub(super) const JUMP_AT_LEAST: u16 = 0x35; // BPF_JMP | BPF_JGE | BPF_K
 const JUMP_BITS: u16 = 0x45; // BPF_JMP | BPF_JSET | BPF_K
-const RETURN: u16 = 0x06; // BPF_RET | BPF_K
+pub(super) const RETURN: u16 = 0x06; // BPF_RET | BPF_K
 
-const ALLOW: u32 = 0x7fff_0000;
-const ERRNO: u32 = 0x0005_0000;
+pub(super) const ALLOW: u32 = 0x7fff_0000;
+pub(super) const ERRNO: u32 = 0x0005_0000;
 const EPERM: u32 = ERRNO | 1;
-const ENOSYS: u32 = ERRNO | 38;
+pub(super) const ENOSYS: u32 = ERRNO | 38;
 
 // Offsets in `struct seccomp_data`. Of the first argument the lower half: all that the kernel looks at in the calls whose
 // argument is checked.
-const CALL_NUMBER: u32 = 0;
-const CONVENTION: u32 = 4;
-const FIRST_ARGUMENT: u32 = 16;
+pub(super) const CALL_NUMBER: u32 = 0;
+pub(super) const CONVENTION: u32 = 4;
+pub(super) const FIRST_ARGUMENT: u32 = 16;
 
 /// A program for these conventions; a call by any other does not exist.
 pub(super) fn program(architectures: &[Architecture]) -> Vec<Instruction> {
     let mut code = vec![plain(LOAD, CONVENTION)];
     for architecture in architectures {
         let mut body = vec![plain(LOAD, CALL_NUMBER)];
-        body.extend(search(&architecture.ranges));
+        body.extend(search(&architecture.ranges, &|verdict| decide(*verdict)));
         code.push(branch(JUMP_EQUAL, architecture.audit, 1, 0));
         code.push(plain(JUMP, offset(body.len())));
         code.extend(body);
@@ -43,12 +43,12 @@ pub(super) fn program(architectures: &[Architecture]) -> Vec<Instruction> {
 }
 
 /// Bisects ranges, of which the first covers everything below the second.
-fn search(ranges: &[(u32, Verdict)]) -> Vec<Instruction> {
+pub(super) fn search<V>(ranges: &[(u32, V)], decide: &impl Fn(&V) -> Vec<Instruction>) -> Vec<Instruction> {
     let (lower, upper) = ranges.split_at(ranges.len() / 2);
     let (Some((from, _)), false) = (upper.first(), lower.is_empty()) else {
-        return ranges.first().map_or_else(|| vec![plain(RETURN, ENOSYS)], |(_, verdict)| decide(*verdict));
+        return ranges.first().map_or_else(|| vec![plain(RETURN, ENOSYS)], |(_, verdict)| decide(verdict));
     };
-    let (below, above) = (search(lower), search(upper));
+    let (below, above) = (search(lower, decide), search(upper, decide));
     let mut code = match u8::try_from(below.len()) {
         Ok(far) => vec![branch(JUMP_AT_LEAST, *from, far, 0)],
         // Conditional jumps reach 255 instructions; the unconditional one reaches all.
@@ -79,15 +79,15 @@ fn decide(verdict: Verdict) -> Vec<Instruction> {
     code
 }
 
-fn plain(code: u16, operand: u32) -> Instruction {
+pub(super) fn plain(code: u16, operand: u32) -> Instruction {
     Instruction { code, if_true: 0, if_false: 0, operand }
 }
 
-fn branch(code: u16, operand: u32, if_true: u8, if_false: u8) -> Instruction {
+pub(super) fn branch(code: u16, operand: u32, if_true: u8, if_false: u8) -> Instruction {
     Instruction { code, if_true, if_false, operand }
 }
 
-fn offset(instructions: usize) -> u32 {
+pub(super) fn offset(instructions: usize) -> u32 {
     u32::try_from(instructions).unwrap_or(u32::MAX)
 }
 

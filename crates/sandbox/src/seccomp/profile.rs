@@ -23,7 +23,6 @@ pub(super) enum Rule {
 /// One call of the table.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Syscall {
-    #[cfg_attr(not(test), expect(dead_code, reason = "the table is read by people, and by the tests"))]
     pub(super) name: &'static str,
     pub(super) rule: Rule,
     pub(super) x86_64: u16,

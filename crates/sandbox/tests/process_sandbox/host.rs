@@ -9,8 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use sampan_sandbox::{
-    Capabilities, ContainerSpec, ProcessSandbox, ProcessSandboxes, Resources, SandboxConfig, SandboxEvent, SandboxId,
-    SandboxSpec, Seccomp, User, UserNamespace,
+    ContainerSpec, ProcessSandbox, ProcessSandboxes, SandboxConfig, SandboxEvent, SandboxId, SandboxSpec, UserNamespace,
 };
 use tokio::sync::mpsc;
 
@@ -80,14 +79,8 @@ impl Host {
         let range = self.next_range.fetch_add(1, Ordering::Relaxed);
         let id = SandboxId::random()?;
         self.ids.lock().expect("no scenario panics").push(id.clone());
-        Ok(SandboxSpec {
-            id,
-            hostname: "testpod".into(),
-            user_namespace: UserNamespace::Own { first_id: 2_000_000_000 + range * 65_536, length: 65_536 },
-            resources: Resources::default(),
-            sysctls: Vec::new(),
-            share_process_namespace: false,
-        })
+        let users = UserNamespace::Own { first_id: 2_000_000_000 + range * 65_536, length: 65_536 };
+        Ok(SandboxSpec::new(id, "testpod", users))
     }
 
     pub(crate) async fn pod(&self) -> Result<Pod> {
@@ -166,25 +159,9 @@ impl Pod {
     pub(crate) fn container(&self, name: &str, command: &[&str]) -> Result<ContainerSpec> {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log_path(name))?;
         Ok(ContainerSpec {
-            name: name.into(),
-            root: make_root(self.sandbox.root_id())?,
-            mounts: Vec::new(),
             command: command.iter().map(|word| (*word).to_owned()).collect(),
             env: vec![("PATH".into(), "/bin".into()), ("GREETING".into(), "hello".into())],
-            working_dir: "/".into(),
-            user: User::Ids { uid: 0, gid: 0, groups: Vec::new() },
-            supplemental_groups: Vec::new(),
-            tty: false,
-            stdin: false,
-            stdin_once: false,
-            log: OwnedFd::from(log),
-            capabilities: Capabilities::runtime_default(),
-            no_new_privileges: false,
-            read_only_root: false,
-            privileged: false,
-            seccomp: Seccomp::RuntimeDefault,
-            resources: Resources::default(),
-            rlimits: Vec::new(),
+            ..ContainerSpec::new(name, make_root(self.sandbox.root_id())?, OwnedFd::from(log))
         })
     }
 

@@ -13,6 +13,8 @@ mod confinement;
 mod life;
 mod limits;
 mod processes;
+mod restrictions;
+mod sharing;
 mod transfer;
 
 pub(crate) type Scenario = for<'a> fn(&'a mut Host) -> Pin<Box<dyn Future<Output = Result<()>> + 'a>>;
@@ -31,6 +33,8 @@ pub(crate) fn all() -> Vec<(&'static str, Scenario)> {
     all.extend(processes::scenarios());
     all.extend(confinement::scenarios());
     all.extend(limits::scenarios());
+    all.extend(sharing::scenarios());
+    all.extend(restrictions::scenarios());
     all.extend(transfer::scenarios());
     all
 }

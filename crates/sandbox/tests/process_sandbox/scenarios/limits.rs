@@ -54,6 +54,7 @@ async fn statistics(host: &mut Host) -> Result<()> {
         cpu_limit_millis: Some(1500),
         memory_limit_bytes: Some(512 * 1024 * 1024),
         pids_max: Some(100),
+        ..Resources::default()
     };
     let mut pod = host.pod_of(spec).await?;
     let script = "head -c 20000000 /dev/urandom > /dev/shm/x; i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; echo done; sleep 1000";

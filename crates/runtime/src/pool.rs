@@ -1,0 +1,240 @@
+//! Hulls of pods kept ready, so that a pod to come need not wait for its namespaces, cable and disk.
+//!
+//! ```text
+//! missing ──background task──> ready ──take──> a pod's, for ever
+//!                                └──close, or its agent died──> removed
+//! ```
+//! A means against waiting, not a foundation: every pod can be made without, by the very same steps, and where the size is 0
+//! every pod is. A hull is used once. One that is not taken dies with the daemon: its row of the journal says `creating`, so
+//! that the next start removes it.
+//!
+//! Taking is one `pop` under a lock. Refilling waits a moment for pods that are being made, which need the processors more.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+
+use crate::limits::{DISK_BYTES_DEFAULT, POOL_MAX, POOL_PATIENCE, POOL_RETRY};
+use crate::pod::PodConfig;
+use crate::runtime::RuntimeError;
+use crate::timeline::Timeline;
+use crate::workshop::{Hull, Shape, Workshop};
+
+/// The kinds of hull that are kept: everything else about them is as most pods have it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// With a user namespace that is not mapped yet.
+    OwnUsers,
+    /// With the host's users (`hostUsers: true`); kept from the first such pod on.
+    HostUsers,
+}
+
+impl Kind {
+    /// The kind that suits a pod; none where its hull has to know more.
+    pub(crate) fn of(config: &PodConfig) -> Option<Self> {
+        let plain = !config.host_network && !config.host_pid && !config.host_ipc && config.ports.is_empty();
+        let usual_disk = matches!(config.disk_bytes, 0 | DISK_BYTES_DEFAULT);
+        let kind = if config.shares_users() { Self::HostUsers } else { Self::OwnUsers };
+        (plain && usual_disk).then_some(kind)
+    }
+
+    fn shape(self) -> Shape {
+        let mut shape = Shape::default();
+        shape.namespaces.own_users = self == Self::OwnUsers;
+        shape
+    }
+}
+
+#[derive(Debug, Default)]
+struct Shelf {
+    hulls: VecDeque<Hull>,
+    wanted: bool,
+}
+
+#[derive(Debug, Default)]
+struct Shelves {
+    own_users: Shelf,
+    host_users: Shelf,
+    closed: bool,
+}
+
+impl Shelves {
+    fn of(&mut self, kind: Kind) -> &mut Shelf {
+        match kind {
+            Kind::OwnUsers => &mut self.own_users,
+            Kind::HostUsers => &mut self.host_users,
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    size: usize,
+    shelves: Mutex<Shelves>,
+    /// Something was taken, or no more is wanted.
+    changed: Notify,
+    /// Pods being made at this moment.
+    busy: AtomicUsize,
+    idle: Notify,
+}
+
+/// The pool of one service.
+#[derive(Debug)]
+pub(crate) struct Pool {
+    shared: Arc<Shared>,
+    refilling: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// A pod is being made as long as this is held.
+#[derive(Debug)]
+pub(crate) struct Busy(Arc<Shared>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        if self.0.busy.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.idle.notify_one();
+        }
+    }
+}
+
+impl Pool {
+    pub(crate) fn new(size: usize) -> Self {
+        let shared = Shared { size: size.min(POOL_MAX), ..Shared::default() };
+        Self { shared: Arc::new(shared), refilling: Mutex::new(None) }
+    }
+
+    /// Begins to keep hulls ready.
+    pub(crate) fn open(&self, workshop: &Arc<Workshop>) {
+        let mut refilling = self.refilling.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.shared.size == 0 || refilling.is_some() {
+            return;
+        }
+        self.shared.lock().own_users.wanted = true;
+        *refilling = Some(tokio::spawn(refill(Arc::clone(&self.shared), Arc::clone(workshop))));
+    }
+
+    /// Says that a pod is being made.
+    pub(crate) fn busy(&self) -> Busy {
+        self.shared.busy.fetch_add(1, Ordering::AcqRel);
+        Busy(Arc::clone(&self.shared))
+    }
+
+    /// A hull of this kind, if one is ready.
+    pub(crate) async fn take(&self, kind: Kind, workshop: &Arc<Workshop>) -> Option<Hull> {
+        if self.shared.size == 0 {
+            return None;
+        }
+        loop {
+            let taken = {
+                let mut shelves = self.shared.lock();
+                let shelf = shelves.of(kind);
+                shelf.wanted = true;
+                shelf.hulls.pop_front()
+            };
+            self.shared.changed.notify_one();
+            match taken {
+                Some(hull) if !hull.sandbox.is_alive() => workshop.discard(&hull.row.id).await,
+                taken => return taken,
+            }
+        }
+    }
+
+    /// Keeps no more, and takes away what is ready.
+    pub(crate) async fn close(&self, workshop: &Arc<Workshop>) {
+        self.shared.lock().closed = true;
+        self.shared.changed.notify_one();
+        let refilling = self.refilling.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(refilling) = refilling {
+            // It ends with the hull that it is making; that it panicked is for the next start to clean up.
+            refilling.await.ok();
+        }
+        let hulls: Vec<Hull> = {
+            let mut shelves = self.shared.lock();
+            let own_users = std::mem::take(&mut shelves.own_users.hulls);
+            own_users.into_iter().chain(std::mem::take(&mut shelves.host_users.hulls)).collect()
+        };
+        for Hull { row, sandbox, attachment: _, disk } in hulls {
+            drop((sandbox, disk));
+            workshop.discard(&row.id).await;
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Shelves> {
+        self.shelves.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next kind to make; `Err` when no more is wanted at all.
+    fn missing(&self) -> Result<Option<Kind>, Closed> {
+        let mut shelves = self.lock();
+        if shelves.closed {
+            return Err(Closed);
+        }
+        let short = |kind: &Kind| {
+            let shelf = shelves.of(*kind);
+            shelf.wanted && shelf.hulls.len() < self.size
+        };
+        Ok([Kind::OwnUsers, Kind::HostUsers].into_iter().find(short))
+    }
+
+    /// Waits until no pod is being made, but not for long.
+    async fn wait_for_idleness(&self) {
+        if self.busy.load(Ordering::Acquire) > 0 {
+            // That they go on and on is no reason to keep nothing ready.
+            tokio::time::timeout(POOL_PATIENCE, self.idle.notified()).await.ok();
+        }
+    }
+}
+
+/// The pool is closed.
+struct Closed;
+
+async fn refill(shared: Arc<Shared>, workshop: Arc<Workshop>) {
+    loop {
+        let kind = match shared.missing() {
+            Err(Closed) => return,
+            Ok(None) => {
+                shared.changed.notified().await;
+                continue;
+            }
+            Ok(Some(kind)) => kind,
+        };
+        shared.wait_for_idleness().await;
+        match make(&workshop, kind).await {
+            Ok(hull) => shared.lock().of(kind).hulls.push_back(hull),
+            Err(error) => {
+                tracing::warn!(error = %sampan_kit::error_chain::ErrorChain(&error), "no sandbox can be kept ready");
+                // Whatever changes meanwhile, trying again at once would only fail again.
+                tokio::time::timeout(POOL_RETRY, shared.changed.notified()).await.ok();
+            }
+        }
+    }
+}
+
+async fn make(workshop: &Workshop, kind: Kind) -> Result<Hull, RuntimeError> {
+    let id = sampan_kit::id::short().map_err(RuntimeError::host("draw a random id"))?;
+    let row = workshop.journal.begin(&id, "", "nobody's yet", kind == Kind::OwnUsers)?;
+    let made = workshop.make_hull(&row, &kind.shape(), &Timeline::default()).await;
+    if made.is_err() {
+        workshop.discard(&row.id).await;
+    }
+    made
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Kind, PodConfig};
+
+    #[test]
+    fn only_usual_pods_are_served_from_the_pool() {
+        let plain = PodConfig::default();
+        assert_eq!(Kind::of(&plain), Some(Kind::OwnUsers));
+        assert_eq!(Kind::of(&PodConfig { host_users: true, ..plain.clone() }), Some(Kind::HostUsers));
+        assert_eq!(Kind::of(&PodConfig { host_network: true, ..plain.clone() }), None);
+        assert_eq!(Kind::of(&PodConfig { disk_bytes: 1 << 30, ..plain }), None);
+    }
+}

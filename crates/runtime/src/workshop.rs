@@ -1,0 +1,125 @@
+//! The parts of pods: made, and taken away again.
+//!
+//! A [`Hull`] is everything of a pod that need not know whose it will be: a prepared sandbox, its cable and address, its
+//! disk. What it takes on the host is in the journal first, and everything bears its id.
+
+use std::path::PathBuf;
+
+use sampan_network::{Attachment, Network, PortMapping};
+use sampan_sandbox::{Namespaces, ProcessSandbox, ProcessSandboxes, ReadySandbox};
+
+use crate::journal::{Journal, SandboxRow};
+use crate::limits::{DESTROY_DEADLINE, DISK_BYTES_DEFAULT};
+use crate::pod::PodConfig;
+use crate::runtime::{RuntimeConfig, RuntimeError, remove_folder, sandbox_id, within};
+use crate::timeline::Timeline;
+use crate::writable::{self, Disk};
+
+/// What is worked with.
+#[derive(Debug)]
+pub(crate) struct Workshop {
+    pub(crate) sandboxes: ProcessSandboxes,
+    pub(crate) network: Network,
+    pub(crate) journal: Journal,
+    pub(crate) config: RuntimeConfig,
+}
+
+/// What has to be known of a pod to make its hull.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Shape {
+    pub(crate) namespaces: Namespaces,
+    pub(crate) disk_bytes: u64,
+    pub(crate) ports: Vec<PortMapping>,
+}
+
+impl Shape {
+    pub(crate) fn of(config: &PodConfig) -> Self {
+        let namespaces = Namespaces {
+            own_users: !config.shares_users(),
+            host_network: config.host_network,
+            host_pid: config.host_pid,
+            host_ipc: config.host_ipc,
+        };
+        Self { namespaces, disk_bytes: config.disk_bytes, ports: config.ports.clone() }
+    }
+}
+
+/// A pod before it is anybody's.
+#[derive(Debug)]
+pub(crate) struct Hull {
+    pub(crate) row: SandboxRow,
+    pub(crate) sandbox: ReadySandbox,
+    /// `None` in the host's network.
+    pub(crate) attachment: Option<Attachment>,
+    pub(crate) disk: Disk,
+}
+
+impl Workshop {
+    /// Makes a hull under its row of the journal. After a failure the caller discards it.
+    pub(crate) async fn make_hull(
+        &self,
+        row: &SandboxRow,
+        shape: &Shape,
+        timeline: &Timeline,
+    ) -> Result<Hull, RuntimeError> {
+        let id = sandbox_id(&row.id)?;
+        let connect = async {
+            let prepare = self.sandboxes.prepare(&id, shape.namespaces);
+            let sandbox = timeline.measure("sandbox", within("sandbox", prepare)).await?;
+            if shape.namespaces.host_network {
+                return Ok((sandbox, None));
+            }
+            let attach = self.network.attach(&row.id, sandbox.network_namespace(), &shape.ports);
+            let attachment = timeline.measure("network", within("network", attach)).await?;
+            Ok::<_, RuntimeError>((sandbox, Some(attachment)))
+        };
+        let disk = timeline.measure("disk", self.new_disk(&row.id, shape.disk_bytes));
+        let ((sandbox, attachment), disk) = tokio::try_join!(connect, disk)?;
+        Ok(Hull { row: row.clone(), sandbox, attachment, disk })
+    }
+
+    /// Takes away what was not finished, or is not wanted any more; what cannot be is left to the next start.
+    pub(crate) async fn discard(&self, id: &str) {
+        if let Err(error) = self.dismantle(id, None).await {
+            tracing::error!(sandbox = %id, error = %sampan_kit::error_chain::ErrorChain(&error),
+                "a half-made sandbox cannot be cleaned up; the next start of the service tries again");
+        }
+    }
+
+    /// Takes a sandbox away: first whatever runs in it, then everything else at once, its row last.
+    pub(crate) async fn dismantle(&self, id: &str, sandbox: Option<&ProcessSandbox>) -> Result<(), RuntimeError> {
+        match sandbox {
+            Some(sandbox) => sandbox.destroy(DESTROY_DEADLINE).await?,
+            None => drop(self.sandboxes.remove(&sandbox_id(id)?).await?),
+        }
+        let folder = self.sandbox_folder(id);
+        let detach = async { Ok::<_, RuntimeError>(self.network.detach(id).await?) };
+        let remove = async {
+            let removed = tokio::task::spawn_blocking(move || remove_folder(&folder)).await;
+            removed.map_err(RuntimeError::panicked)?.map_err(RuntimeError::host("remove the sandbox's folder"))
+        };
+        let (detached, removed) = tokio::join!(detach, remove);
+        detached.and(removed)?;
+        Ok(self.journal.end(id)?)
+    }
+
+    async fn new_disk(&self, id: &str, bytes: u64) -> Result<Disk, RuntimeError> {
+        let bytes = if bytes == 0 { DISK_BYTES_DEFAULT } else { bytes };
+        let (folder, image) = (self.sandbox_folder(id), self.disk_image(id));
+        let (templates, room) = (self.config.data_dir.join("templates"), self.config.mount_room.clone());
+        let made = tokio::task::spawn_blocking(move || {
+            std::fs::create_dir_all(&folder).map_err(RuntimeError::host("make the sandbox's folder"))?;
+            writable::create_image(&templates, &image, bytes)?;
+            Ok::<_, RuntimeError>(writable::mount_image(&image, room.as_deref())?)
+        });
+        made.await.map_err(RuntimeError::panicked)?
+    }
+
+    fn sandbox_folder(&self, id: &str) -> PathBuf {
+        self.config.data_dir.join("sandboxes").join(id)
+    }
+
+    pub(crate) fn disk_image(&self, id: &str) -> PathBuf {
+        self.sandbox_folder(id).join("disk.img")
+    }
+}
