@@ -17,7 +17,7 @@ if wanted lint; then
 fi
 if wanted unit; then
   say "unit, property and conformance tests"
-  cargo test --workspace --exclude sampan-e2e --exclude sampan-bench --locked
+  cargo test --workspace --exclude sampan-e2e --locked
   cargo xtask fuzz-smoke
 fi
 if wanted e2e; then

@@ -1,17 +1,28 @@
 //! Who is measured. Every engine lives below a folder of its own, so that it knows nothing when the folder is new.
 
 pub(crate) mod containerd;
+pub(crate) mod lazy;
 pub(crate) mod podman;
 pub(crate) mod runc;
 pub(crate) mod sampan;
 
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::Result;
 
 /// The name that containers of ours have in containerd, and their cgroup on the machine.
 pub(crate) const NAMESPACE: &str = "sampan-bench";
+
+/// What a cold start is made of, as HelloBench has it (Slacker, FAST'16).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Phase {
+    Pull,
+    Create,
+    /// From the start to what the image prints when it is ready.
+    Start,
+}
 
 /// Somebody who pulls images and runs them.
 ///
@@ -31,5 +42,18 @@ pub(crate) trait Engine {
     /// The commands that run an image that nobody has pulled yet.
     fn pull_and_run(&self, reference: &str, name: &str, words: &[&str]) -> Vec<Command> {
         vec![self.pull(reference), self.run(reference, name, words)]
+    }
+    /// The commands of a cold start, phase by phase; the last one prints what the image prints.
+    fn phases(&self, reference: &str, name: &str, words: &[&str]) -> Vec<(Phase, Command)> {
+        vec![(Phase::Pull, self.pull(reference)), (Phase::Start, self.run(reference, name, words))]
+    }
+    /// What pulling and creating took, of an engine that does all in one command and says so afterwards.
+    fn parts(&self, _name: &str) -> Option<(Duration, Duration)> {
+        None
+    }
+    /// A command that does nothing, of an engine whose `phases` need one more than running an image does: what it costs to
+    /// call it is not held against the engine.
+    fn nothing(&self) -> Option<Command> {
+        None
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::Child;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -13,8 +13,13 @@ use rustix::process::{Pid, Signal, kill_process};
 const END_DEADLINE: Duration = Duration::from_secs(20);
 
 /// Paths that some engine makes wherever it is told to live.
-const SHARED: [&str; 8] = [
+const SHARED: [&str; 13] = [
     "/run/containerd",
+    "/run/containerd-stargz-grpc",
+    "/run/soci-snapshotter-grpc",
+    "/var/lib/soci-snapshotter-grpc",
+    "/run/containerd-nydus",
+    "/var/lib/containerd-nydus",
     "/run/runc",
     "/run/crun",
     "/run/libpod",
@@ -81,6 +86,27 @@ pub(crate) fn remove_folder(folder: &Path) -> Result<()> {
     }
 }
 
+/// Kills what still runs in the containers of an engine: processes whose command lines are the images' own.
+pub(crate) fn kill_containers() -> Result<()> {
+    let mut groups: Vec<PathBuf> = group_paths().collect();
+    while let Some(group) = groups.pop() {
+        let below = fs::read_dir(&group).into_iter().flatten().flatten().map(|entry| entry.path());
+        groups.extend(below.filter(|path| path.is_dir()));
+        let processes = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+        for pid in processes.lines().filter_map(|line| Pid::from_raw(line.trim().parse().ok()?)) {
+            kill(pid)?;
+        }
+    }
+    Ok(())
+}
+
+fn kill(pid: Pid) -> Result<()> {
+    match kill_process(pid, Signal::KILL) {
+        Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+        Err(error) => Err(error).context("end what an engine left running"),
+    }
+}
+
 fn kill_mentioning(folder: &Path) -> Result<()> {
     let folder = folder.as_os_str().as_encoded_bytes();
     let ours = std::process::id();
@@ -94,10 +120,7 @@ fn kill_mentioning(folder: &Path) -> Result<()> {
             && u32::try_from(pid) != Ok(ours)
             && let Some(pid) = Pid::from_raw(pid)
         {
-            match kill_process(pid, Signal::KILL) {
-                Ok(()) | Err(rustix::io::Errno::SRCH) => {}
-                Err(error) => return Err(error).context("end what an engine left running"),
-            }
+            kill(pid)?;
         }
     }
     Ok(())
@@ -132,9 +155,4 @@ fn remove_group(group: &Path) {
         }
     }
     drop(fs::remove_dir(group));
-}
-
-/// Runs a command that prepares or cleans something, and insists on its success.
-pub(crate) fn must(command: &mut Command) -> Result<()> {
-    crate::command::time(command).map(drop)
 }

@@ -10,6 +10,8 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::engines::lazy::Loader;
+
 /// What is built from Go modules when it is nowhere to be found.
 const CONTAINERD_MODULE: &str = "github.com/containerd/containerd/v2";
 const CONTAINERD_VERSION: &str = "v2.4.2";
@@ -33,6 +35,35 @@ pub(crate) struct Peers {
     pub(crate) runc: Option<PathBuf>,
 }
 
+/// The peers of the image suite that are not found one by one.
+#[derive(Debug, Default)]
+pub(crate) struct ImagePeers {
+    /// The folder with containerd 2, its shim and ctr.
+    pub(crate) containerd2: Option<PathBuf>,
+    /// Whether containerd 2 finds an mkfs.erofs that its differ can use.
+    pub(crate) erofs: bool,
+}
+
+impl ImagePeers {
+    /// Finds or installs what does not come with the loaders themselves; the second part names what is missing.
+    pub(crate) fn find_or_install() -> Result<(Self, Vec<String>)> {
+        required(&[("pip3", "python3-pip")])?;
+        let mut missing = Missing::default();
+        missing.note("igzip, with which containerd inflates", debian("igzip", "isal"));
+        missing.note("runc", runc());
+        let containerd2 = missing.note("containerd 2", containerd2());
+        let erofs = containerd2.is_some() && missing.note("containerd 2 with its erofs differ", mkfs_erofs()).is_some();
+        for loader in [Loader::Stargz, Loader::Soci, Loader::Nydus] {
+            for program in loader.programs() {
+                let here = cache();
+                let found = find(program, |_path| true);
+                missing.note(program, found.with_context(|| format!("put it into {} or on the PATH", here.display())));
+            }
+        }
+        Ok((Self { containerd2: containerd2.and_then(|path| path.parent().map(Path::to_owned)), erofs }, missing.0))
+    }
+}
+
 /// The PATH for programs of `folder`: our cache of peers, then this process' own.
 pub(crate) fn search_path() -> std::ffi::OsString {
     let mut folders = own_folders();
@@ -42,25 +73,15 @@ pub(crate) fn search_path() -> std::ffi::OsString {
 
 /// Finds or installs every peer; the second part says, line by line, what is missing and why.
 pub(crate) fn find_or_install() -> Result<(Peers, Vec<String>)> {
-    // What every figure stands on is not a peer, so that without it nothing can be measured.
-    for (program, package) in [("docker-registry", "docker-registry"), ("debootstrap", "debootstrap"), ("tar", "tar")] {
-        find(program, |_path| true).map_or_else(|| install(package), |_found| Ok(()))?;
-    }
-    let mut missing = Vec::new();
-    let mut note = |what: &str, outcome: Result<PathBuf>| match outcome {
-        Ok(path) => Some(path),
-        Err(error) => {
-            missing.push(format!("{what}: {error:#}"));
-            None
-        }
-    };
+    required(&[])?;
+    let mut missing = Missing::default();
     // containerd inflates with it where it finds it; without it the comparison would flatter us.
-    note("igzip, with which containerd inflates", debian("igzip", "isal"));
-    let runc = note("runc", runc());
-    let containerd2 = note("containerd 2", containerd2());
-    let erofs = containerd2.is_some() && note("containerd 2 with its erofs differ", mkfs_erofs()).is_some();
-    let containerd1 = note("Debian's containerd", debian("containerd", "containerd"));
-    let podman = note("podman", debian("podman", "podman"));
+    missing.note("igzip, with which containerd inflates", debian("igzip", "isal"));
+    let runc = missing.note("runc", runc());
+    let containerd2 = missing.note("containerd 2", containerd2());
+    let erofs = containerd2.is_some() && missing.note("containerd 2 with its erofs differ", mkfs_erofs()).is_some();
+    let containerd1 = missing.note("Debian's containerd", debian("containerd", "containerd"));
+    let podman = missing.note("podman", debian("podman", "podman"));
     let folder = |path: PathBuf| path.parent().map(Path::to_owned);
     let peers = Peers {
         containerd2: containerd2.and_then(folder),
@@ -69,7 +90,27 @@ pub(crate) fn find_or_install() -> Result<(Peers, Vec<String>)> {
         podman,
         runc,
     };
-    Ok((peers, missing))
+    Ok((peers, missing.0))
+}
+
+/// What every figure stands on is not a peer: without it, nothing can be measured.
+fn required(more: &[(&str, &str)]) -> Result<()> {
+    let always = [("docker-registry", "docker-registry"), ("debootstrap", "debootstrap"), ("tar", "tar")];
+    for (program, package) in always.iter().chain(more) {
+        find(program, |_path| true).map_or_else(|| install(package), |_found| Ok(()))?;
+    }
+    Ok(())
+}
+
+/// What is missing, line by line.
+#[derive(Debug, Default)]
+struct Missing(Vec<String>);
+
+impl Missing {
+    /// Takes what was found, and writes down what was not.
+    fn note(&mut self, what: &str, outcome: Result<PathBuf>) -> Option<PathBuf> {
+        outcome.map_err(|error| self.0.push(format!("{what}: {error:#}"))).ok()
+    }
 }
 
 fn cache() -> PathBuf {
@@ -81,7 +122,7 @@ fn own_folders() -> Vec<PathBuf> {
 }
 
 /// The first program of this name in our cache or on PATH that will do.
-fn find(name: &str, will_do: impl Fn(&Path) -> bool) -> Option<PathBuf> {
+pub(crate) fn find(name: &str, will_do: impl Fn(&Path) -> bool) -> Option<PathBuf> {
     env::split_paths(&search_path()).map(|folder| folder.join(name)).find(|path| path.is_file() && will_do(path))
 }
 

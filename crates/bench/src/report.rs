@@ -28,6 +28,9 @@ pub(crate) struct Figure {
     pub(crate) bound: Option<f64>,
     /// Whether the bound holds. A promise against a missing peer does not.
     pub(crate) holds: Option<bool>,
+    /// Why there is no verdict where there should be one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) note: Option<String>,
 }
 
 /// The unit that a figure's times are shown in.
@@ -75,6 +78,7 @@ impl Figure {
             ratio,
             bound,
             holds: bound.map(|bound| ratio.is_some_and(|ratio| ratio <= bound)),
+            note: None,
         }
     }
 }
@@ -90,9 +94,10 @@ pub(crate) fn median(times: &[Duration]) -> Option<Duration> {
 
 /// Writes the figures for people.
 pub(crate) fn print_table(out: &mut impl Write, figures: &[Figure]) -> Result<()> {
+    let width = figures.iter().map(|figure| figure.name.len()).max().unwrap_or(0).max(34);
     writeln!(
         out,
-        "\n{:<34} {:>9} {:>9}    {:<26} {:>4} {:>6} {:>6}  holds",
+        "\n{:<width$} {:>9} {:>9}    {:<26} {:>4} {:>6} {:>6}  holds",
         "figure", "ours", "peer", "peer's name", "runs", "ratio", "bound"
     )?;
     let number = |value: Option<f64>, digits: usize| value.map_or("-".to_owned(), |value| format!("{value:.digits$}"));
@@ -101,11 +106,11 @@ pub(crate) fn print_table(out: &mut impl Write, figures: &[Figure]) -> Result<()
         let holds = match figure.holds {
             Some(true) => "yes",
             Some(false) => "NO",
-            None => "-",
+            None => figure.note.as_deref().unwrap_or("-"),
         };
         writeln!(
             out,
-            "{:<34} {:>9} {:>9} {:<2} {:<26} {:>4} {:>6} {:>6}  {holds}",
+            "{:<width$} {:>9} {:>9} {:<2} {:<26} {:>4} {:>6} {:>6}  {holds}",
             figure.name,
             number(Some(figure.ours), digits),
             number(figure.peer, digits),

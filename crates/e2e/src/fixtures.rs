@@ -2,9 +2,11 @@
 //!
 //! - [`tar`] writes layers entry by entry, wrong ones too; [`image`] makes images of layers; both are plain code in
 //!   memory.
-//! - [`busybox`] and [`debian`] make the real images. What takes long is built once and kept in [`cache`].
+//! - [`busybox`] and [`debian`] make the real images, [`real`] the larger ones that are measured. What takes long is built once and
+//!   kept in [`cache`].
 //! - [`variants`] are the legal oddities, [`hostile`] the attacks and accidents.
-//! - [`registry`] runs Debian's `docker-registry` on loopback and pushes to it.
+//! - [`registry`] runs Debian's `docker-registry` on loopback and pushes to it; [`unruly`] stands in front of it and does what
+//!   bad registries do.
 //!
 //! Everything here needs root and a Debian machine with its package mirror reachable, once.
 
@@ -14,10 +16,13 @@ pub mod debian;
 pub mod hostile;
 mod http;
 pub mod image;
+pub mod real;
 pub mod registry;
 pub mod tar;
+pub mod unruly;
 pub mod variants;
 
 pub use image::{Blob, Compression, Flavour, Image, ImageBuilder, Index, Layer};
 pub use registry::Registry;
 pub use tar::TarWriter;
+pub use unruly::{Fault, UnrulyRegistry};

@@ -6,4 +6,5 @@
 pub mod fixtures;
 pub mod harness;
 pub mod leaks;
+pub mod link;
 pub mod service;

@@ -10,10 +10,11 @@ mod vm;
 use std::io::Write;
 use std::process::ExitCode;
 
-const USAGE: &str = "usage: cargo xtask tidy | bench [OPTION…] | fuzz-smoke [--seconds N] [TARGET] | vm [OPTION…]
+const USAGE: &str = "usage: cargo xtask tidy | bench [image] [OPTION…] | fuzz-smoke [--seconds N] [TARGET] | vm [OPTION…]
 
   tidy        check layers, sources, licences, duplicate crates and papers
   bench       measure beside containerd, podman and runc; see cargo xtask bench --help
+  bench image measure cold starts of real images beside the lazy loaders; see cargo xtask bench image --help
   fuzz-smoke  feed every parser of foreign bytes its corpus and changes of it, for 10 seconds in all
   vm          try the service on Debian's kernels in an emulated machine; see cargo xtask vm --help";
 

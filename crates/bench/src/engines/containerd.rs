@@ -4,14 +4,15 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::{Engine, NAMESPACE};
-use crate::footprint::{end, remove_folder};
+use super::{Engine, NAMESPACE, Phase};
+use crate::footprint::{end, kill_containers, remove_folder};
 use crate::peers;
 
 const START_DEADLINE: Duration = Duration::from_secs(30);
@@ -45,6 +46,8 @@ pub(crate) struct Containerd {
     generation: Generation,
     snapshotter: &'static str,
     folder: PathBuf,
+    /// A snapshotter of its own: the lines of the configuration that name it.
+    proxy: String,
     service: Option<Child>,
 }
 
@@ -55,7 +58,32 @@ impl Containerd {
             Generation::Two => format!("containerd2-{snapshotter}"),
         };
         let folder = work.join(&name);
-        Self { name, programs: programs.to_owned(), generation, snapshotter, folder, service: None }
+        let proxy = String::new();
+        Self { name, programs: programs.to_owned(), generation, snapshotter, folder, proxy, service: None }
+    }
+
+    /// containerd 2 with a snapshotter in a process of its own, which listens at `socket` and keeps its things in `root`.
+    pub(crate) fn with_proxy(
+        name: &str,
+        programs: &Path,
+        snapshotter: &'static str,
+        (socket, root): (&Path, &Path),
+        work: &Path,
+    ) -> Self {
+        let proxy = format!(
+            "[proxy_plugins.{snapshotter}]\ntype = \"snapshot\"\naddress = \"{}\"\n\
+             [proxy_plugins.{snapshotter}.exports]\nroot = \"{}\"\nenable_remote_snapshot_annotations = \"true\"\n",
+            socket.display(),
+            root.display()
+        );
+        let folder = work.join(format!("{name}-containerd"));
+        let (programs, name) = (programs.to_owned(), name.to_owned());
+        Self { name, programs, generation: Generation::Two, snapshotter, folder, proxy, service: None }
+    }
+
+    /// Where it listens.
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.folder.join("socket")
     }
 
     fn config(&self) -> String {
@@ -75,7 +103,12 @@ impl Containerd {
                 sampan_e2e::fixtures::image::native_architecture()
             )
         };
-        format!("version = 3\n{head}{}{}", unpack("overlayfs", ""), unpack("erofs", "differ = \"erofs\"\n"))
+        format!(
+            "version = 3\n{head}{}{}{}",
+            self.proxy,
+            unpack("overlayfs", ""),
+            unpack("erofs", "differ = \"erofs\"\n")
+        )
     }
 
     fn path(&self) -> OsString {
@@ -85,7 +118,8 @@ impl Containerd {
         }
     }
 
-    fn ctr(&self) -> Command {
+    /// A call of its own client.
+    pub(crate) fn ctr(&self) -> Command {
         let mut command = Command::new(self.programs.join("ctr"));
         command
             .arg("--address")
@@ -129,7 +163,7 @@ impl Engine for Containerd {
         let log = File::create(self.folder.join("log"))?;
         let mut command = Command::new(self.programs.join("containerd"));
         command.arg("--config").arg(self.folder.join("config.toml")).env("PATH", self.path());
-        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        command.process_group(0).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         self.service = Some(command.spawn().with_context(|| format!("start {}", self.name))?);
         self.wait_until_it_answers()
     }
@@ -138,6 +172,7 @@ impl Engine for Containerd {
         if let Some(mut service) = self.service.take() {
             end(&mut service)?;
         }
+        kill_containers()?;
         remove_folder(&self.folder)
     }
 
@@ -151,6 +186,20 @@ impl Engine for Containerd {
         let mut command = self.ctr();
         command.args(["run", "--rm", "--snapshotter", self.snapshotter, reference, name]).args(words);
         command
+    }
+
+    fn phases(&self, reference: &str, name: &str, words: &[&str]) -> Vec<(Phase, Command)> {
+        let mut create = self.ctr();
+        create.args(["containers", "create", "--snapshotter", self.snapshotter, reference, name]).args(words);
+        let mut start = self.ctr();
+        start.args(["tasks", "start", name]);
+        vec![(Phase::Pull, self.pull(reference)), (Phase::Create, create), (Phase::Start, start)]
+    }
+
+    fn nothing(&self) -> Option<Command> {
+        let mut command = self.ctr();
+        command.args(["containers", "list", "--quiet"]);
+        Some(command)
     }
 }
 

@@ -10,7 +10,8 @@ use sampan_e2e::fixtures::busybox;
 use serde_json::{Value, json};
 
 use super::NAMESPACE;
-use crate::footprint::{must, remove_folder};
+use crate::command::must;
+use crate::footprint::remove_folder;
 
 #[derive(Debug)]
 pub(crate) struct Runc {

@@ -1,14 +1,17 @@
 //! Sampan itself: the release binary as a service of its own instance.
 
 use std::fs::{self, File};
+use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::Engine;
-use crate::footprint::{end, must, remove_folder};
+use super::{Engine, Phase};
+use crate::command::must;
+use crate::footprint::{end, remove_folder};
 
 const START_DEADLINE: Duration = Duration::from_secs(30);
 
@@ -22,12 +25,39 @@ pub(crate) struct Sampan {
     program: PathBuf,
     folder: PathBuf,
     registry: String,
+    fleet_key: Option<PathBuf>,
     service: Option<Child>,
 }
 
 impl Sampan {
     pub(crate) fn new(program: &Path, work: &Path, registry: &str) -> Self {
-        Self { program: program.to_owned(), folder: work.join("sampan"), registry: registry.to_owned(), service: None }
+        Self::named("sampan", program, work, registry)
+    }
+
+    /// One in a folder of this name.
+    pub(crate) fn named(name: &str, program: &Path, work: &Path, registry: &str) -> Self {
+        let (program, registry) = (program.to_owned(), registry.to_owned());
+        Self { program, folder: work.join(name), registry, fleet_key: None, service: None }
+    }
+
+    /// One that has the fleet's key from this file, as soon as the file is there.
+    pub(crate) fn with_fleet_key(mut self, path: PathBuf) -> Self {
+        self.fleet_key = Some(path);
+        self
+    }
+
+    /// Where its own copy of that key lies.
+    pub(crate) fn fleet_key(&self) -> PathBuf {
+        self.folder.join("data/keys/fleet.key")
+    }
+
+    fn copy_fleet_key(&self) -> Result<()> {
+        let Some(key) = self.fleet_key.as_ref().filter(|key| key.is_file()) else { return Ok(()) };
+        let place = self.fleet_key();
+        let folder = place.parent().context("a key lies in a folder")?;
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+        // With its mode, which is its owner's alone.
+        fs::copy(key, &place).map(drop).context("copy the fleet's key")
     }
 
     /// A command of the client.
@@ -37,11 +67,26 @@ impl Sampan {
         command
     }
 
-    fn wait_until_it_answers(&mut self) -> Result<()> {
+    fn spawn(&self) -> Result<Child> {
+        let log = File::create(self.folder.join("log"))?;
+        let mut command = Command::new(&self.program);
+        command
+            .arg("serve")
+            .arg("--data-dir")
+            .arg(self.folder.join("data"))
+            .arg("--run-dir")
+            .arg(self.folder.join("run"));
+        command.args(["--instance", INSTANCE, "--listen", "none", "--pod-cidr4", ADDRESSES]);
+        command.args(["--insecure-registry", &self.registry]);
+        command.process_group(0).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        command.spawn().context("start sampan serve")
+    }
+
+    fn wait_until_it_answers(&self, service: &mut Child) -> Result<()> {
         let begin = Instant::now();
         while !self.client().arg("ps").output()?.status.success() {
             let log = || fs::read_to_string(self.folder.join("log")).unwrap_or_default();
-            if let Some(status) = self.service.as_mut().and_then(|child| child.try_wait().ok().flatten()) {
+            if let Some(status) = service.try_wait()? {
                 bail!("sampan serve ended at once ({status}): {}", log());
             }
             ensure!(begin.elapsed() < START_DEADLINE, "sampan serve does not answer: {}", log());
@@ -72,24 +117,21 @@ impl Engine for Sampan {
     fn start(&mut self) -> Result<()> {
         self.stop()?;
         fs::create_dir_all(&self.folder)?;
-        let log = File::create(self.folder.join("log"))?;
-        let mut command = Command::new(&self.program);
-        command
-            .arg("serve")
-            .arg("--data-dir")
-            .arg(self.folder.join("data"))
-            .arg("--run-dir")
-            .arg(self.folder.join("run"));
-        command.args(["--instance", INSTANCE, "--listen", "none", "--pod-cidr4", ADDRESSES]);
-        command.args(["--insecure-registry", &self.registry]);
-        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        self.service = Some(command.spawn().context("start sampan serve")?);
-        self.wait_until_it_answers()
+        self.copy_fleet_key()?;
+        let mut service = self.spawn()?;
+        let answers = self.wait_until_it_answers(&mut service);
+        self.service = Some(service);
+        answers
     }
 
     fn stop(&mut self) -> Result<()> {
         if let Some(mut service) = self.service.take() {
-            let removed = self.remove_instances();
+            let mut removed = self.remove_instances();
+            if removed.is_err() && service.try_wait()?.is_some() {
+                // Instances outlive their service; another one takes them away.
+                service = self.spawn()?;
+                removed = self.wait_until_it_answers(&mut service).and_then(|()| self.remove_instances());
+            }
             end(&mut service)?;
             removed.context("remove what was run")?;
         }
@@ -110,6 +152,24 @@ impl Engine for Sampan {
 
     fn pull_and_run(&self, reference: &str, name: &str, words: &[&str]) -> Vec<Command> {
         vec![self.run(reference, name, words)]
+    }
+
+    fn phases(&self, reference: &str, name: &str, words: &[&str]) -> Vec<(Phase, Command)> {
+        // Not removed at its end, so that it can still be asked what took how long.
+        let mut command = self.client();
+        command.args(["run", "--name", name, reference]).args(words);
+        vec![(Phase::Start, command)]
+    }
+
+    fn parts(&self, name: &str) -> Option<(Duration, Duration)> {
+        let answer = self.client().args(["timeline", "--output", "json", name]).output().ok()?;
+        let phases: serde_json::Value = serde_json::from_slice(&answer.stdout).ok()?;
+        let sum = |names: &[&str]| {
+            let chosen = phases.as_array()?.iter().filter(|phase| names.iter().any(|name| phase["phase"] == *name));
+            Some(Duration::from_secs_f64(chosen.filter_map(|phase| phase["ms"].as_f64()).sum::<f64>() / 1e3))
+        };
+        // Sandbox, network and disk are made while the image comes; what is made after it is the container's root.
+        Some((sum(&["image"])?, sum(&["rootfs"])?))
     }
 }
 

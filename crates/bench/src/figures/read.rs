@@ -12,9 +12,10 @@ use anyhow::{Context, Result, ensure};
 
 use super::turns;
 use crate::bench::{Bench, drop_caches};
+use crate::command::must;
 use crate::engines::Engine;
 use crate::engines::sampan::Sampan;
-use crate::footprint::{must, remove_folder};
+use crate::footprint::remove_folder;
 use crate::report::{Figure, Unit};
 
 /// What the worst of them may take beside ext4.

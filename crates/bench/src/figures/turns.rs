@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
+use crate::interrupt::{self, is_cause_of};
 use crate::peers::announce;
 
 /// A turn, preparation included, is announced when it takes so long.
@@ -22,6 +23,7 @@ pub(super) fn take(
         for turn in 0..sides.len() {
             let side = (round + turn) % sides.len();
             let (Some(name), Some(Some(times))) = (sides.get(side), series.get_mut(side)) else { continue };
+            interrupt::check()?;
             let begin = Instant::now();
             match measure(side) {
                 Ok(time) => {
@@ -31,7 +33,7 @@ pub(super) fn take(
                         announce(&format!("round {}: {name}: {time:.2?} in a turn of {turn:.1?}", round + 1))?;
                     }
                 }
-                Err(error) if side == 0 => return Err(error),
+                Err(error) if side == 0 || is_cause_of(&error) => return Err(error),
                 Err(error) => {
                     announce(&format!("PEER FAILS: {name}: {error:#}"))?;
                     series[side] = None;

@@ -5,11 +5,11 @@ use anyhow::{Context, Result};
 
 use super::{Opponent, turns};
 use crate::bench::Bench;
+use crate::command::must;
 use crate::command::time;
 use crate::engines::Engine;
 use crate::engines::podman::Podman;
 use crate::engines::runc::Runc;
-use crate::footprint::must;
 use crate::peers::announce;
 use crate::report::{Figure, Unit};
 

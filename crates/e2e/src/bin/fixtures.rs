@@ -4,7 +4,7 @@
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
 use sampan_e2e::fixtures::registry::Target;
-use sampan_e2e::fixtures::{Image, busybox, debian, variants};
+use sampan_e2e::fixtures::{Image, busybox, debian, real, variants};
 
 /// Builds an image from Debian packages (once; it is cached) and pushes it to a registry; prints its reference.
 #[derive(Parser)]
@@ -24,6 +24,14 @@ enum Name {
     Bench,
     /// nginx on port 80.
     Nginx,
+    /// A JDK and Apache Ant.
+    Java,
+    /// Debian's Go tool chain.
+    Golang,
+    /// Python with PyPI's packages for data, above 1.5 GB.
+    Science,
+    /// The same, padded to about 4 GB.
+    SciencePadded,
     /// A shell and its tools in 2 MB.
     Busybox,
     /// busybox in 127 layers.
@@ -37,6 +45,10 @@ fn main() -> Result<()> {
         Name::Quickstart => ("python:numpy", debian::python),
         Name::Bench => ("python:large", debian::python_large),
         Name::Nginx => ("nginx:latest", debian::nginx),
+        Name::Java => ("java:ant", real::java),
+        Name::Golang => ("golang:latest", real::golang),
+        Name::Science => ("science:latest", real::science),
+        Name::SciencePadded => ("science:padded", real::science_padded),
         Name::Busybox => ("busybox:latest", busybox::image),
         Name::ManyLayers => ("busybox:many-layers", variants::many_layers),
     };

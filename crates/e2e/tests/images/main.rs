@@ -1,5 +1,6 @@
 //! Every kind of image that there is, and every kind of bad input: one runs, the other leaves one line and nothing else.
 
+mod faults;
 mod full_disk;
 mod kinds;
 mod refusals;
@@ -14,6 +15,14 @@ fn main() -> ExitCode {
         tests![
             full_disk::a_full_disk_of_the_host_is_an_error_with_a_reason,
             refusals::layers_that_are_far_larger_than_they_look,
+            faults::registries_that_throttle_and_fail_for_a_while,
+            faults::a_registry_that_asks_for_more_patience_than_is_sensible,
+            faults::slow_and_silent_registries,
+            faults::tokens_that_expire_and_credentials_that_are_revoked,
+            faults::ranges_that_are_cut_shortened_or_ignored,
+            faults::signed_addresses_that_expire,
+            faults::bytes_that_are_wrong,
+            faults::a_registry_that_goes_away_and_comes_back,
             kinds::every_compression_and_flavour_runs,
             kinds::an_index_gives_this_machines_image,
             kinds::a_hundred_and_twenty_seven_layers_are_one,
