@@ -32,5 +32,5 @@ mod tests;
 
 pub use entry::{Entry, EntryKind, Segment, Timestamp, Xattr};
 pub use error::{LayerError, ReadError};
-pub use name::{LayerPath, display_name};
+pub use name::{LayerPath, Meaning, display_name, meaning};
 pub use reader::{LayerReader, LayerSink};

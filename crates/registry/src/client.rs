@@ -1,6 +1,6 @@
 //! The client: one face for registries, their mirrors, and image layouts.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -20,6 +20,7 @@ use crate::credentials::{Credentials, Login};
 use crate::error::{FetchError, LayoutError, Site};
 use crate::layout::{IndexError, Layout};
 use crate::limits::{INDEX_DEPTH_MAX, RANGE_BYTES_MAX};
+use crate::ranged::{RangeStream, RangedBlob};
 use crate::repository::{Repository, Shared};
 use crate::token::{GrantKey, Grants};
 use crate::transfer::Transfer;
@@ -33,8 +34,10 @@ type HostLogins = Mutex<HashMap<(String, String), (Instant, Option<Login>)>>;
 /// Fetches images. Cheap to clone; clones share connections and tokens.
 #[derive(Clone)]
 pub struct RegistryClient {
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
     host_logins: Arc<HostLogins>,
+    /// Registries that were seen not to have the referrers API.
+    pub(crate) without_referrers: Arc<Mutex<HashSet<String>>>,
 }
 
 /// An image for one platform, found and checked; its layers are still where they were.
@@ -54,7 +57,7 @@ impl RegistryClient {
         let config = Arc::new(config);
         let transport = Transport::new(Arc::clone(&config));
         let shared = Arc::new(Shared { config, transport, grants: Grants::default() });
-        Self { shared, host_logins: Arc::default() }
+        Self { shared, host_logins: Arc::default(), without_referrers: Arc::default() }
     }
 
     /// Digest of what `source` names at this moment. Registries count this as no pull.
@@ -158,6 +161,34 @@ impl RegistryClient {
         }
     }
 
+    /// Opens a blob for many random reads and starts the first of them. Must be called inside of a tokio runtime.
+    pub async fn ranged_blob(
+        &self,
+        source: &ImageSource,
+        blob: &Descriptor,
+        first: Range<u64>,
+        credentials: &Credentials,
+    ) -> Result<(RangedBlob, RangeStream), FetchError> {
+        if first.is_empty() || first.end > blob.size {
+            let (image, size) = (source.to_string(), blob.size);
+            return Err(FetchError::BadRange { image, start: first.start, end: first.end, size });
+        }
+        match source {
+            ImageSource::Registry(reference) => {
+                let first = &first;
+                let attempt = |repository| RangedBlob::open(transfer(repository, blob), first.clone());
+                self.first_answer(reference, credentials, attempt).await
+            }
+            ImageSource::Layout { directory, .. } => {
+                let file = Layout::open(directory).and_then(|layout| layout.blob(blob));
+                let file = file.map_err(|error| layout_error(source, error))?;
+                let blob = RangedBlob::of_file(&source.to_string(), file);
+                let stream = blob.stream(first);
+                Ok((blob, stream))
+            }
+        }
+    }
+
     /// Asks mirrors in their order, and the registry itself last; its error is the one that counts.
     async fn first_answer<T, F>(
         &self,
@@ -188,7 +219,7 @@ impl RegistryClient {
         answer
     }
 
-    async fn repository(
+    pub(crate) async fn repository(
         &self,
         registry: &str,
         reference: &Reference,
@@ -197,7 +228,8 @@ impl RegistryClient {
         let site = Arc::new(Site { host: registry.to_owned(), image: reference.to_string() });
         let login = self.login(registry, reference, credentials).await?;
         let base = self.shared.transport.base(&site, registry).await?;
-        let key = GrantKey { registry: authority(&base.url), repository: reference.repository().to_owned(), login };
+        let repository = reference.repository().to_owned();
+        let key = GrantKey { registry: authority(&base.url), repository, login, writes: false };
         Ok(Repository { shared: Arc::clone(&self.shared), site, base, key })
     }
 

@@ -74,7 +74,10 @@ impl Repository {
     }
 
     /// Bounds the time of everything about one document.
-    async fn in_time<T>(&self, future: impl Future<Output = Result<T, FetchError>>) -> Result<T, FetchError> {
+    pub(crate) async fn in_time<T>(
+        &self,
+        future: impl Future<Output = Result<T, FetchError>>,
+    ) -> Result<T, FetchError> {
         let outcome = timeout(self.shared.config.transfer.document_timeout, future).await;
         outcome.unwrap_or_else(|_elapsed| Err(FetchError::Stalled { site: Arc::clone(&self.site) }))
     }

@@ -6,6 +6,9 @@
 //!   .resolve(&source, &platform, &credentials) -> Resolved           // manifest and configuration, checked
 //!   .open_blob(&source, &descriptor, &credentials) -> BlobReader     // in order, parallel ranges, resumed, digest checked
 //!   .read_range(&source, &descriptor, range, &credentials) -> Bytes  // random read, not checked
+//!   .ranged_blob(&source, &descriptor, first, &credentials)          // many random reads: RangedBlob::stream(range)
+//!   .push_blob(…), .push_manifest(…)                                // monolithic, or in pieces when large
+//!   .referrers(&reference, &subject, type, &credentials) -> Vec<Referrer>   // the API, or the tag that stands for it
 //! BlobReader: next().await -> Option<Bytes>; blocking() -> BlockingBlob: Read + BufRead; canceller()
 //! ```
 //!
@@ -26,6 +29,10 @@ mod file;
 mod layout;
 pub mod limits;
 mod patience;
+mod plain;
+mod push;
+mod ranged;
+mod referrers;
 mod repository;
 mod tls;
 mod token;
@@ -37,3 +44,6 @@ pub use client::{RegistryClient, Resolved};
 pub use config::RegistryConfig;
 pub use credentials::{AuthFile, Credentials, Login};
 pub use error::{Detail, FailureClass, FetchError, LayoutError, Mismatch, Site};
+pub use push::{Content, PushError, Pushed};
+pub use ranged::{RangeStream, RangedBlob};
+pub use referrers::Referrer;

@@ -27,8 +27,14 @@ pub const CRAWL_WINDOWS: u32 = 4;
 /// buffer, some 400 KiB.
 pub const WHOLE_CHUNKS_QUEUED: usize = 24;
 
+/// Chunks of one range of a [`RangedBlob`](crate::RangedBlob) that wait for its reader; see [`WHOLE_CHUNKS_QUEUED`].
+pub const RANGE_CHUNKS_QUEUED: usize = 4;
+
 /// What one random read may ask for.
 pub const RANGE_BYTES_MAX: u64 = 64 << 20;
+
+/// One request of an upload: at the usual idle timeout of 30 s that is 2 Mbit/s, and what an upload holds in memory.
+pub const PUSH_PIECE_BYTES: u64 = 8 << 20;
 
 /// An error document; only its first message is quoted.
 pub const ERROR_BODY_BYTES_MAX: usize = 64 << 10;

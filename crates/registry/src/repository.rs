@@ -39,6 +39,11 @@ pub(crate) enum Target<'a> {
     /// By tag or digest.
     Manifest(&'a str),
     Blob(&'a Digest),
+    /// What refers to a manifest.
+    Referrers {
+        subject: &'a str,
+        artifact_type: &'a str,
+    },
 }
 
 pub(crate) struct Ask<'a> {
@@ -109,10 +114,11 @@ impl Repository {
         Err(FetchError::Redirect { site: Arc::clone(&self.site), reason: "in a circle" })
     }
 
-    fn url(&self, target: &Target<'_>) -> Result<Url, FetchError> {
+    pub(crate) fn url(&self, target: &Target<'_>) -> Result<Url, FetchError> {
         let path = match target {
             Target::Manifest(name) => format!("v2/{}/manifests/{name}", self.key.repository),
             Target::Blob(digest) => format!("v2/{}/blobs/{digest}", self.key.repository),
+            Target::Referrers { subject, artifact_type } => return self.referrers_url(subject, artifact_type),
         };
         let join = self.base.url.join(&path);
         join.map_err(|error| FetchError::HostConfiguration { site: Arc::clone(&self.site), source: error.into() })
@@ -122,7 +128,11 @@ impl Repository {
         Arc::new(Site { host: authority(url), image: self.site.image.clone() })
     }
 
-    async fn answer_challenge(&self, response: &Response, refused: Option<&Grant>) -> Result<Grant, FetchError> {
+    pub(crate) async fn answer_challenge(
+        &self,
+        response: &Response,
+        refused: Option<&Grant>,
+    ) -> Result<Grant, FetchError> {
         let lines = response.headers().get_all(WWW_AUTHENTICATE).iter().filter_map(|line| line.to_str().ok());
         let challenge = challenge::best(lines);
         let challenge = challenge.ok_or_else(|| FetchError::UnknownChallenge { site: Arc::clone(&self.site) })?;
@@ -157,7 +167,9 @@ impl Repository {
                 FetchError::LoginRejected { site, detail: body::detail(response).await }
             }
             (401 | 403, _) => FetchError::LoginNeeded { site, detail: body::detail(response).await },
-            (404, Target::Manifest(_)) => FetchError::ImageNotFound { site, detail: body::detail(response).await },
+            (404, Target::Manifest(_) | Target::Referrers { .. }) => {
+                FetchError::ImageNotFound { site, detail: body::detail(response).await }
+            }
             (404 | 410, Target::Blob(blob)) => FetchError::BlobNotFound { site, blob: Box::new(**blob) },
             (429, _) => body::rate_limited(&site, &response),
             (408 | 500.., _) => FetchError::Unavailable { site, status, detail: body::detail(response).await },

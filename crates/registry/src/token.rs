@@ -28,6 +28,8 @@ pub(crate) struct GrantKey {
     pub(crate) registry: String,
     pub(crate) repository: String,
     pub(crate) login: Option<Login>,
+    /// Whether it is for writing, too.
+    pub(crate) writes: bool,
 }
 
 /// A header value that a registry accepts, until it ends.
@@ -121,7 +123,8 @@ impl Exchange<'_> {
         if !matches!(url.scheme(), "http" | "https") || (url.scheme() == "http" && self.base.url.scheme() == "https") {
             return Err(fail("does not use HTTPS, so no login is sent to it"));
         }
-        let scope = scope.unwrap_or_else(|| format!("repository:{}:pull", self.key.repository));
+        let actions = if self.key.writes { "pull,push" } else { "pull" };
+        let scope = scope.unwrap_or_else(|| format!("repository:{}:{actions}", self.key.repository));
         let request = self.request(url, service.as_deref(), &scope)?;
         let answer = self.ask(request, &fail).await?;
         let token = answer.token.or(answer.access_token).filter(|token| !token.is_empty());

@@ -29,7 +29,7 @@ pub(crate) struct Transfer {
 /// A body on its way.
 pub(crate) struct Body {
     response: Response,
-    site: Arc<Site>,
+    pub(crate) site: Arc<Site>,
     /// Offset of its first byte in the blob: 0 if the server ignored the range.
     starts_at: u64,
     /// The server sends the whole blob, whatever was asked.

@@ -65,8 +65,8 @@ impl LayerPath {
 }
 
 /// What a normalised name means in a layer.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Meaning {
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Meaning {
     Plain(LayerPath),
     Whiteout(LayerPath),
     Opaque(LayerPath),
@@ -77,7 +77,7 @@ const OPAQUE_MARKER: &[u8] = b".wh..wh..opq";
 
 /// Tells whiteouts from other names. Other names that begin with `.wh..wh.` are the bookkeeping of AUFS in very old images;
 /// they stay plain here, because hard links point to them, and whoever builds a tree drops them at its end.
-pub(super) fn meaning(path: LayerPath) -> Result<Meaning, LayerError> {
+pub fn meaning(path: LayerPath) -> Result<Meaning, LayerError> {
     let Some((parent, name)) = path.split_last() else { return Ok(Meaning::Plain(path)) };
     let bookkeeping = path.0.starts_with(b".wh..wh.");
     if !bookkeeping && parent.components().any(|component| component.starts_with(WHITEOUT_PREFIX)) {

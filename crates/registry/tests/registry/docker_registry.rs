@@ -9,7 +9,7 @@ use reqwest::{Client, Method};
 use sampan_oci::digest::Digest;
 use sampan_oci::platform::Platform;
 use sampan_oci::reference::ImageSource;
-use sampan_registry::{Credentials, FetchError, Login};
+use sampan_registry::{Content, Credentials, FetchError, Login, PushError, Referrer};
 
 use crate::server::{TestImage, client, read_all};
 
@@ -106,6 +106,49 @@ async fn an_image_is_pulled_whole() {
     let missing = format!("localhost:{}/team/other:1", registry.port).parse().unwrap();
     let error = client.resolve(&missing, &Platform::host(), &anonymous).await.unwrap_err();
     assert!(matches!(error, FetchError::ImageNotFound { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn an_artifact_is_written_beside_an_image_and_found() {
+    let Some(registry) = Registry::start(true) else { return };
+    let image = TestImage::new(100);
+    registry.push(&image).await;
+    let ImageSource::Registry(reference) = registry.source() else { panic!("a registry's name") };
+    let login = Credentials::login(Login::Password { username: "tester".into(), password: "secret".into() });
+    let (client, subject) = (client(), Digest::of(&image.manifest));
+    let kind = "application/vnd.sampan.test";
+    assert_eq!(client.referrers(&reference, &subject, kind, &login).await.unwrap(), []);
+    // Large enough to go in pieces.
+    let large = crate::server::noise(sampan_registry::limits::PUSH_PIECE_BYTES as usize + 77);
+    for bytes in [large.clone(), Bytes::from_static(b"{}")] {
+        client.push_blob(&reference, &Digest::of(&bytes), &Content::Bytes(bytes), &login).await.unwrap();
+    }
+    let manifest = serde_json::json!({
+        "schemaVersion": 2, "mediaType": sampan_oci::media_type::OCI_MANIFEST, "artifactType": kind,
+        "config": {"mediaType": "application/vnd.oci.empty.v1+json", "digest": Digest::of(b"{}"), "size": 2},
+        "layers": [{"mediaType": kind, "digest": Digest::of(&large), "size": large.len()}],
+        "subject": {"mediaType": sampan_oci::media_type::OCI_MANIFEST, "digest": subject, "size": image.manifest.len()},
+    });
+    let bytes = Bytes::from(manifest.to_string());
+    let media_type = sampan_oci::media_type::OCI_MANIFEST;
+    let pushed = client.push_manifest(&reference, None, media_type, bytes.clone(), &login).await.unwrap();
+    assert_eq!(pushed.digest, Digest::of(&bytes));
+    let referrer = Referrer {
+        media_type: media_type.to_owned(),
+        digest: pushed.digest,
+        size: bytes.len() as u64,
+        artifact_type: kind.to_owned(),
+        annotations: Default::default(),
+    };
+    if !pushed.knows_subjects {
+        client.tag_referrer(&reference, &subject, referrer.clone(), &login).await.unwrap();
+    }
+    let found = client.referrers(&reference, &subject, kind, &login).await.unwrap();
+    assert_eq!(found.iter().map(|found| found.digest).collect::<Vec<_>>(), [referrer.digest]);
+    assert_eq!(client.artifact(&reference, &found[0].digest, &login).await.unwrap(), bytes);
+    let wrong = Credentials::login(Login::Password { username: "tester".into(), password: "wrong".into() });
+    let error = client.push_manifest(&reference, None, media_type, bytes, &wrong).await.unwrap_err();
+    assert!(matches!(error, PushError::Denied { .. }), "{error}");
 }
 
 #[tokio::test]

@@ -10,4 +10,5 @@ mod docker_registry;
 mod errors;
 mod layout;
 mod proxy;
+mod push;
 mod server;
