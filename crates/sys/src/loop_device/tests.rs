@@ -18,7 +18,7 @@ fn another_file_takes_its_place_under_an_open_device() {
     let (first, first_path) = backing_file(folder.path(), "first", 1);
     let (second, second_path) = backing_file(folder.path(), "second", 2);
     let (short, _) = backing_file(folder.path(), "short", 3);
-    let options = LoopOptions { read_only: true, direct_io: false };
+    let options = LoopOptions { read_only: true, block_bytes: 4096, direct_io: false };
     let device = LoopDevice::attach(first.as_fd(), options).expect("needs root: attach");
     let behind = |path: &Path| find(|found| found == path).expect("find").len();
     assert_eq!((behind(&first_path), behind(&second_path)), (1, 0));
