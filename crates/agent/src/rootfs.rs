@@ -177,7 +177,7 @@ impl Tree {
                 (new_mount("tmpfs", &options, quiet).at("make a tmpfs")?, true)
             }
         };
-        if volume.read_only && matches!(volume.source, Source::Tmpfs { .. }) {
+        if volume.read_only {
             let change = MountChange { set: MountAttrFlags::MOUNT_ATTR_RDONLY, ..MountChange::default() };
             set_attributes(mount.as_fd(), change).at("make a mount read-only")?;
         }

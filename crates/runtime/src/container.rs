@@ -165,6 +165,8 @@ pub struct ContainerConfig {
     /// Where it logs, below [`crate::pod::PodConfig::log_directory`] unless absolute; a file of the runtime's own choice
     /// when absent.
     pub log_path: Option<PathBuf>,
+    /// Where in the container a file is that keeps its last words ([`crate::pod::Pod::termination_message`]).
+    pub termination_message: Option<String>,
 }
 
 /// A device of the host that a container may use.
@@ -205,6 +207,7 @@ impl ContainerConfig {
             oom_score_adj: None,
             stop_signal: None,
             log_path: None,
+            termination_message: None,
         }
     }
 }

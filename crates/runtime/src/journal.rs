@@ -82,6 +82,18 @@ pub struct SandboxRow {
     pub this_boot: bool,
 }
 
+/// What the UIDs of pods begin with that the container runtime interface makes. The API server's pods have UUIDs, so that
+/// neither takes the other's for its own.
+pub const CRI_UID_PREFIX: &str = "cri-";
+
+impl SandboxRow {
+    /// Whether it belongs to the container runtime interface.
+    #[must_use]
+    pub fn is_cri(&self) -> bool {
+        self.pod_uid.starts_with(CRI_UID_PREFIX)
+    }
+}
+
 /// The journal.
 #[derive(Debug)]
 pub struct Journal {

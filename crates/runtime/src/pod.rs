@@ -181,6 +181,12 @@ impl Pod {
         self.parts.disk.is_full()
     }
 
+    /// What a run of a container has left in its file of last words, up to `bytes_max`; empty when it has none. Reads a
+    /// file of the pod's own disk: fast, and whatever the container did to its own mounts.
+    pub fn termination_message(&self, container: &str, attempt: u32, bytes_max: usize) -> std::io::Result<Vec<u8>> {
+        self.parts.disk.read_file(&prepare::message_path(container, attempt), bytes_max)
+    }
+
     /// Where the agent writes the output of one run of a container that does not say where.
     #[must_use]
     pub fn log_path(&self, container: &str, attempt: u32) -> PathBuf {

@@ -22,9 +22,10 @@ use std::sync::Arc;
 use sampan_network::{Attachment, Network, NetworkError, PortHolder, Protocol};
 use sampan_sandbox::{ProcessSandbox, ProcessSandboxes, SandboxError, SandboxId, SandboxSpec, StartError};
 use sampan_sys::mount::MountRoom;
+use tokio::sync::OnceCell;
 
 use crate::container::ContainerConfigError;
-use crate::journal::{Journal, JournalError, SandboxRow, SandboxState};
+use crate::journal::{CRI_UID_PREFIX, Journal, JournalError, SandboxRow, SandboxState};
 use crate::limits::CREATE_DEADLINE;
 use crate::pod::{Owner, Parts, Pod, PodConfig};
 use crate::pool::{Kind, Pool};
@@ -146,6 +147,7 @@ pub struct Recovered {
 pub struct Runtime {
     workshop: Arc<Workshop>,
     pool: Pool,
+    recovered: OnceCell<Recovered>,
 }
 
 impl Runtime {
@@ -157,7 +159,8 @@ impl Runtime {
         }
         let journal = Journal::open(&config.data_dir.join("journal.db"))?;
         let pool = Pool::new(config.pool_size);
-        Ok(Self { workshop: Arc::new(Workshop { sandboxes, network, journal, config }), pool })
+        let workshop = Arc::new(Workshop { sandboxes, network, journal, config });
+        Ok(Self { workshop, pool, recovered: OnceCell::new() })
     }
 
     /// The network, for statistics.
@@ -173,8 +176,12 @@ impl Runtime {
     }
 
     /// Finishes or undoes what a killed daemon left half done, and removes what belongs to nobody. From then on sandboxes are
-    /// kept ready.
-    pub async fn recover(&self) -> Result<Recovered, RuntimeError> {
+    /// kept ready. It is done once; who asks again gets the same answer.
+    pub async fn recover(&self) -> Result<&Recovered, RuntimeError> {
+        self.recovered.get_or_try_init(|| self.recover_now()).await
+    }
+
+    async fn recover_now(&self) -> Result<Recovered, RuntimeError> {
         let Workshop { sandboxes, network, journal, config } = &*self.workshop;
         let (ready, rest): (Vec<_>, Vec<_>) =
             journal.sandboxes()?.into_iter().partition(|row| row.this_boot && row.state == SandboxState::Ready);
@@ -197,8 +204,14 @@ impl Runtime {
     }
 
     /// Removes the log folders of pods that no longer exist.
+    ///
+    /// Those of the container runtime interface stay: it knows itself when they go.
     pub fn forget_pods_except(&self, uids: &HashSet<String>) -> Result<Vec<String>, RuntimeError> {
-        remove_other_folders(&self.workshop.config.data_dir.join("pods"), uids)
+        let folder = self.workshop.config.data_dir.join("pods");
+        let names = std::fs::read_dir(&folder).map_err(RuntimeError::host("list a data folder"))?;
+        let names = names.filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned()));
+        let keep = names.filter(|name| uids.contains(name) || name.starts_with(CRI_UID_PREFIX)).collect();
+        remove_other_folders(&folder, &keep)
     }
 
     /// Makes a pod; on failure nothing of it is left.

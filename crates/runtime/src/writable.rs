@@ -130,6 +130,30 @@ impl Disk {
         Ok(())
     }
 
+    /// Makes an empty file that everybody may write, with its folder.
+    pub(crate) fn open_file(&self, path: &str, owner: u32) -> io::Result<()> {
+        if let Some((folder, _)) = path.rsplit_once('/') {
+            ignore_exists(mkdirat(&self.mount, folder, Mode::from_raw_mode(0o755)))?;
+        }
+        let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::TRUNC | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let file = openat(&self.mount, path, flags, Mode::from_raw_mode(0o600))?;
+        rustix::fs::fchown(&file, Some(Uid::from_raw(owner)), Some(Gid::from_raw(owner)))?;
+        // Whatever the umask is.
+        Ok(rustix::fs::fchmod(&file, Mode::from_raw_mode(0o666))?)
+    }
+
+    /// The beginning of a file; nothing when it is not there.
+    pub(crate) fn read_file(&self, path: &str, bytes_max: usize) -> io::Result<Vec<u8>> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        let file = match openat(&self.mount, path, flags, Mode::empty()) {
+            Err(rustix::io::Errno::NOENT) => return Ok(Vec::new()),
+            opened => File::from(opened?),
+        };
+        let mut content = Vec::new();
+        io::Read::read_to_end(&mut io::Read::take(file, bytes_max as u64), &mut content)?;
+        Ok(content)
+    }
+
     /// The mount itself.
     pub(crate) fn mount(&self) -> BorrowedFd<'_> {
         self.mount.as_fd()

@@ -158,6 +158,7 @@ impl Group {
         };
         let mut directory = hierarchy.root.clone();
         for part in self.path.components() {
+            hierarchy.hand_down(&directory)?;
             directory.push(part);
             if make_directory(&directory)? {
                 hierarchy.inherit_sets(&directory)?;
@@ -169,6 +170,11 @@ impl Group {
     /// The hierarchies in which every group is.
     fn everyday(&self) -> impl Iterator<Item = &Hierarchy> {
         self.hierarchies.iter().filter(|hierarchy| !hierarchy.on_demand)
+    }
+
+    /// Version 2, where it carries what every group needs.
+    fn unified(&self) -> Option<&Hierarchy> {
+        self.everyday().find(|hierarchy| hierarchy.unified)
     }
 
     /// The hierarchies in which this group is, once it has been made.
@@ -187,7 +193,7 @@ impl Group {
 
     /// The controllers of each v1 hierarchy, separated by commas; none where v2 carries anything.
     pub(crate) fn version_1_controllers(&self) -> Vec<String> {
-        if self.hierarchies.iter().any(|hierarchy| hierarchy.unified) {
+        if self.unified().is_some() {
             return Vec::new();
         }
         self.existing().map(|hierarchy| hierarchy.all_controllers.clone()).collect()
@@ -201,7 +207,7 @@ impl Group {
 
     /// The group's directory on cgroup v2, where that is in use.
     pub(crate) fn open_unified(&self) -> io::Result<Option<OwnedFd>> {
-        let Some(hierarchy) = self.hierarchies.iter().find(|hierarchy| hierarchy.unified) else { return Ok(None) };
+        let Some(hierarchy) = self.unified() else { return Ok(None) };
         Ok(Some(sampan_sys::mount::open_directory(rustix::fs::CWD, &self.directory(hierarchy).to_string_lossy())?))
     }
 
@@ -324,8 +330,7 @@ impl Group {
     fn set_unified(&self, file: &str, value: &str) -> io::Result<()> {
         let plain = file.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
         let allowed = plain && !file.starts_with("cgroup.") && file.contains('.') && !file.starts_with('.');
-        let unified = self.hierarchies.iter().find(|hierarchy| hierarchy.unified);
-        match unified.filter(|_| allowed) {
+        match self.unified().filter(|_| allowed) {
             Some(hierarchy) => std::fs::write(self.directory(hierarchy).join(file), value),
             None => {
                 let why = format!("{file} cannot be set: only controllers' files of cgroup v2 can");
@@ -358,7 +363,7 @@ impl Group {
     /// In a user namespace of its own a container cannot make device nodes and is given no others, so that there the list
     /// is a second line of defence: where the kernel does not let us load it, the container starts without.
     pub(crate) fn restrict_devices(&self, own_users: bool, further: &[DeviceNode]) -> io::Result<()> {
-        let unified = self.hierarchies.iter().find(|hierarchy| hierarchy.unified);
+        let unified = self.unified();
         if let Some((_, directory)) = self.with("devices").filter(|(hierarchy, _)| !hierarchy.unified) {
             std::fs::write(directory.join("devices.deny"), "a")?;
             for rule in device_rules(further) {

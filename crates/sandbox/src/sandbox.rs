@@ -72,6 +72,11 @@ impl Identity {
         poll_once(&self.pidfd).is_ok_and(|dead| !dead)
     }
 
+    /// Whoever has died already is no concern.
+    pub(crate) fn kill(&self) {
+        sampan_sys::process::signal_by_pidfd(self.pidfd.as_fd(), libc::SIGKILL).ok();
+    }
+
     /// Its identity maps are written.
     pub(crate) fn become_root(&mut self, root: u32) {
         self.root = root;

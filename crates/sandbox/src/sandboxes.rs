@@ -164,12 +164,25 @@ impl ProcessSandboxes {
         })
         .await?;
         let agent = node.zygote.create(id, namespaces, listener, cgroup).await?;
-        let socket =
-            socket::connect(&node.agent_socket(id), Kind::Stream).map_err(SandboxError::io("connect to the agent"))?;
+        let identity = Identity::of(agent.pid, agent.pidfd, 0)?;
+        let greeting = self.greet(id).await.inspect_err(|_| {
+            // Before it listens itself, nobody would find it by its socket.
+            identity.kill();
+        });
+        let (connection, task, events) = greeting?;
+        Ok(ReadySandbox { id: id.clone(), namespaces, pid: agent.pid, identity, connection, task, events })
+    }
+
+    /// Waits until a fresh agent answers: from then on it is found by its socket, whoever looks for it.
+    async fn greet(&self, id: &SandboxId) -> Result<(Connection, ConnectionTask, Events), SandboxError> {
+        let socket = socket::connect(&self.node.agent_socket(id), Kind::Stream)
+            .map_err(SandboxError::io("connect to the agent"))?;
         let events = Events::default();
         let (connection, task) = Connection::start(socket, events.receiver()).map_err(SandboxError::io("connect"))?;
-        let identity = Identity::of(agent.pid, agent.pidfd, 0)?;
-        Ok(ReadySandbox { id: id.clone(), namespaces, pid: agent.pid, identity, connection, task, events })
+        match connection.ask(Request::Hello, Outgoing::default(), REQUEST_DEADLINE).await?.0 {
+            Reply::Hello(_) => Ok((connection, task, events)),
+            _ => Err(SandboxError::UnexpectedAnswer),
+        }
     }
 
     async fn make_pods(&self, ready: ReadySandbox, spec: &SandboxSpec) -> Result<Arc<ProcessSandbox>, SandboxError> {

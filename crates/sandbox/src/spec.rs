@@ -259,7 +259,7 @@ pub struct Mount {
     pub source: MountSource,
     /// Absolute; resolved inside the container's root, created when missing.
     pub destination: String,
-    /// For a tmpfs; a detached mount comes as it is to be.
+    /// Of the mount itself; what is mounted below it stays as it came.
     pub read_only: bool,
 }
 

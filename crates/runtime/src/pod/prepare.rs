@@ -45,6 +45,10 @@ impl Pod {
             mounts,
             image,
             hosts_shared_memory: self.config.host_ipc,
+            message: config
+                .termination_message
+                .clone()
+                .map(|place| (message_path(&config.name, config.attempt), place)),
             log: self.container_log(config),
             outdated_log: outdated.map(|attempt| self.log_path(&config.name, attempt)),
         };
@@ -60,6 +64,8 @@ struct Preparation {
     mounts: Vec<(VolumeMount, Option<OwnedFd>)>,
     image: OwnedFd,
     hosts_shared_memory: bool,
+    /// The file on the disk for the container's last words, and where it is inside.
+    message: Option<(String, String)>,
     log: PathBuf,
     /// Only the run before this one can still be asked for.
     outdated_log: Option<PathBuf>,
@@ -98,6 +104,14 @@ impl Preparation {
                 mounts.push(detached(tree, &place));
             }
         }
+        if let Some((path, place)) = self.message.as_ref().filter(|(_, place)| !wanted(place)) {
+            let make = || {
+                let disk = &self.parts.disk;
+                disk.open_file(path, self.owner)?;
+                mount::clone_tree(disk.mount(), path, false)
+            };
+            mounts.push(detached(make().map_err(RuntimeError::host("make the file for its last words"))?, place));
+        }
         if self.hosts_shared_memory && !wanted(SHARED_MEMORY) && Path::new(SHARED_MEMORY).is_dir() {
             let copy = || {
                 let tree = mount::clone_tree(rustix::fs::CWD, SHARED_MEMORY, false)?;
@@ -109,6 +123,11 @@ impl Preparation {
         }
         Ok(mounts)
     }
+}
+
+/// Where on the pod's disk a run of a container leaves its last words.
+pub(super) fn message_path(container: &str, attempt: u32) -> String {
+    format!("messages/{container}-{attempt}")
 }
 
 fn detached(tree: OwnedFd, place: &str) -> Mount {

@@ -13,6 +13,7 @@ Examples:
   sampan serve                                    the service with its defaults, until Ctrl-C
   sampan serve --listen none                      only the Unix socket, nothing on TCP
   sampan serve --insecure-registry localhost:5000 allow plain HTTP with this registry
+  sampan serve --registry-mirror docker.io=mirror.example:5000   ask a mirror first
 
 Stopping the service leaves running instances alone; the next start finds them again.
 Remove everything: sampan rm -f $(sampan ps -aq), stop the service, delete the data directory.";
@@ -42,9 +43,28 @@ pub(crate) struct ServeArgs {
     /// A registry, HOST or HOST:PORT, that may be reached by plain HTTP or with a certificate nobody vouches for.
     #[arg(long, value_name = "HOST")]
     pub(crate) insecure_registry: Vec<String>,
+    /// Another host to ask first for images of a registry, which itself is asked last; may be said several times.
+    #[arg(long, value_name = "REGISTRY=HOST", value_parser = values::mirror)]
+    pub(crate) registry_mirror: Vec<String>,
     /// The most that one layer of an image may unpack to, as a quantity such as 20Gi.
     #[arg(long, value_name = "QUANTITY", value_parser = values::size)]
     pub(crate) image_size_max: Option<String>,
+    /// What to serve.
+    #[arg(id = "serve-role", long = "role", default_value = "all", value_name = "ROLE")]
+    pub(crate) role: ServeRole,
+    /// Where to serve the Kubernetes Container Runtime Interface, a Unix socket for a kubelet or crictl (default: cri.sock
+    /// in the run directory); `none` for nowhere.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) cri_listen: Option<PathBuf>,
+    /// How a kubelet is told to name control groups.
+    #[arg(long, default_value = "cgroupfs", value_name = "DRIVER")]
+    pub(crate) cgroup_driver: GroupDriver,
+    /// An image that a kubelet is told to leave on this machine.
+    #[arg(long, value_name = "IMAGE")]
+    pub(crate) pin_image: Vec<String>,
+    /// How many sandboxes are kept ready for instances to come; 0 for none.
+    #[arg(long, default_value_t = sampan_runtime::limits::POOL_DEFAULT, value_name = "N")]
+    pub(crate) sandbox_pool: usize,
 }
 
 impl ServeArgs {
@@ -56,6 +76,12 @@ impl ServeArgs {
         option("--run-dir", self.run_dir.clone().into());
         option("--instance", self.instance.clone().into());
         option("--listen", self.listen.to_string().into());
+        option("--sandbox-pool", self.sandbox_pool.to_string().into());
+        option("--role", word(self.role));
+        option("--cgroup-driver", word(self.cgroup_driver));
+        if let Some(path) = &self.cri_listen {
+            option("--cri-listen", path.into());
+        }
         let optional = [
             ("--pod-cidr4", &self.pod_cidr4),
             ("--pod-cidr6", &self.pod_cidr6),
@@ -69,7 +95,47 @@ impl ServeArgs {
         for host in &self.insecure_registry {
             option("--insecure-registry", host.into());
         }
+        for image in &self.pin_image {
+            option("--pin-image", image.into());
+        }
+        for mirror in &self.registry_mirror {
+            option("--registry-mirror", mirror.into());
+        }
         words
+    }
+}
+
+/// How a value is written on the command line.
+fn word(value: impl ValueEnum) -> OsString {
+    value.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default().into()
+}
+
+/// Which parts of the service run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ServeRole {
+    /// The API with everything behind it, and the container runtime interface.
+    All,
+    /// Only the container runtime interface, below a kubelet.
+    Cri,
+}
+
+/// How control groups are named.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum GroupDriver {
+    /// As paths.
+    Cgroupfs,
+    /// As slices of systemd.
+    Systemd,
+}
+
+impl ServeArgs {
+    /// Where the container runtime interface is served, if anywhere.
+    pub(crate) fn cri_socket(&self) -> Option<PathBuf> {
+        match &self.cri_listen {
+            Some(path) if path.as_os_str() == "none" => None,
+            Some(path) => Some(path.clone()),
+            None => Some(self.run_dir.join("cri.sock")),
+        }
     }
 }
 
@@ -134,7 +200,7 @@ mod tests {
     #[test]
     fn options_survive_the_way_to_a_child_process() {
         let line = "sampan internal daemon --data-dir /d --run-dir /r --instance t1 --listen none --pod-cidr4 10.9.0.0/24 \
-                    --insecure-registry a:5000 --insecure-registry b --image-size-max 3Gi --descriptor api=7";
+                    --insecure-registry a:5000 --insecure-registry b --registry-mirror docker.io=m:5000 --image-size-max 3Gi --sandbox-pool 7 --role cri --cri-listen /c.sock --cgroup-driver systemd --pin-image p:1 --descriptor api=7";
         let Command::Internal(first) = Cli::try_parse_from(line.split_whitespace()).unwrap().command else { panic!() };
         let mut words: Vec<OsString> = ["sampan", "internal", "daemon"].map(OsString::from).to_vec();
         words.extend(first.serve.to_words());

@@ -11,7 +11,7 @@ use std::sync::Arc;
 const CONTROLLERS: [&str; 7] = ["cpu", "cpuacct", "memory", "devices", "pids", "cpuset", "hugetlb"];
 
 /// Those without which everything else works: a v1 hierarchy that carries nothing else has groups only for those who ask
-/// for it, and on v2 it is no failure when they cannot be handed down.
+/// for it (so has a v2 one beside v1), and on v2 it is no failure when they cannot be handed down.
 const SELDOM: [&str; 2] = ["cpuset", "hugetlb"];
 
 /// Where processes go that stand in the way, in the root group of a container's own cgroup namespace.
@@ -29,7 +29,7 @@ pub(crate) struct Hierarchy {
     controllers: Vec<String>,
     /// All controllers of a v1 hierarchy, separated by commas, ours or not: the kernel wants them all to mount it again.
     pub(crate) all_controllers: String,
-    /// A v1 hierarchy in which most groups do not exist.
+    /// Carries only what is seldom asked for: most groups do not exist here.
     pub(crate) on_demand: bool,
 }
 
@@ -135,7 +135,7 @@ fn parse(mountinfo: &str, controllers_of: impl Fn(&Path) -> String) -> Vec<Hiera
             // The options of the mount itself, beside the names of controllers.
             let is_controller = |option: &&str| !matches!(*option, "rw" | "ro" | "xattr" | "noprefix");
             let all: Vec<&str> = carried.split_whitespace().filter(is_controller).collect();
-            let on_demand = !unified && controllers.iter().all(|one| SELDOM.contains(&one.as_str()));
+            let on_demand = controllers.iter().all(|one| SELDOM.contains(&one.as_str()));
             found.push(Hierarchy { root, unified, controllers, all_controllers: all.join(","), on_demand });
         }
     }

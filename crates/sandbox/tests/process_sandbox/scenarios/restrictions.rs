@@ -94,7 +94,7 @@ async fn all_devices_for_the_privileged(host: &mut Host) -> Result<()> {
 async fn custom_paths(host: &mut Host) -> Result<()> {
     let mut pod = host.pod().await?;
     let script = "cat /etc/passwd | wc -c; ls /home | wc -l; echo x > /tmp/x 2>&1 || echo fixed; \
-                  echo 1 > /proc/sys/net/ipv4/ip_forward && echo open; /bin/busybox true && echo runs";
+                  grep -q ' /proc/sys ' /proc/self/mounts || echo open; /bin/busybox true && echo runs";
     let mut spec = pod.shell("main", script)?;
     spec.masked_paths = Some(vec!["/etc/passwd".into(), "/home".into(), "/nowhere".into()]);
     spec.read_only_paths = Some(vec!["/tmp".into(), "/bin".into()]);
