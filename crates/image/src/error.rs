@@ -70,6 +70,13 @@ pub enum ImageError {
         "cannot pull {reference}: names and attributes of all its layers take more than {limit} bytes; build the image with fewer files"
     )]
     TooLarge { reference: String, limit: u64 },
+    #[error("images that are still arriving cannot be served")]
+    Lazy {
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    #[error("{reference} is in use, but has not arrived in whole: {cause}; this is tried again in the background")]
+    Incomplete { reference: String, cause: String },
     #[error("pulling {reference} was stopped")]
     Stopped { reference: String },
 }

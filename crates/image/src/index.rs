@@ -36,7 +36,7 @@ mod layout;
 mod tests;
 
 pub use codec::{HEADER_BYTES, IndexError, front_range, front_unpacked_bytes};
-pub(crate) use codec::{PackedWindow, WindowPacker, encode_record};
+pub(crate) use codec::{PackedWindow, WindowPacker, encode_record, front_checksum};
 pub use layout::StreamLayout;
 
 use crate::tree::LayerTree;

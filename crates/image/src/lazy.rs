@@ -12,4 +12,26 @@
 //!   same: every chunk against its digest before a reader sees it, and the whole of it when the layer is complete.
 //! - FUSE threads never wait for the network.
 
+pub(crate) mod blob_map;
+pub(crate) mod complete;
+pub(crate) mod compressed;
+pub(crate) mod connection;
+pub(crate) mod decode;
+pub(crate) mod demand;
+pub(crate) mod device;
+pub(crate) mod error;
+pub mod event;
+mod fuse;
+pub(crate) mod layer;
+pub(crate) mod limits;
+pub(crate) mod pages;
+pub(crate) mod partial_file;
+mod range_set;
+pub(crate) mod records;
+pub(crate) mod remote;
 pub mod source;
+pub(crate) mod state;
+#[cfg(test)]
+mod tests;
+pub(crate) mod touches;
+pub(crate) mod traffic;

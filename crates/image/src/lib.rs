@@ -18,17 +18,23 @@
 mod disk;
 mod error;
 pub mod index;
+pub mod keys;
 pub mod lazy;
 pub mod limits;
 pub mod merge;
+pub mod pack;
+pub mod publish;
 mod store;
 #[cfg(test)]
 mod testing;
+pub mod toc;
+pub mod trace;
 pub mod tree;
 mod unpack;
 
 pub use error::ImageError;
 pub use store::{
-    Image, ImageStore, ImageStoreConfig, ImageSummary, LayerProgress, LayerState, ProgressSender, PullPolicy, Removed,
+    Image, ImageDetails, ImageStore, ImageStoreConfig, ImageSummary, LayerDetails, LayerProgress, LayerState,
+    ProgressSender, PullPolicy, Removed, TraceDetails,
 };
 pub use unpack::UnpackError;

@@ -34,7 +34,62 @@ pub const SEAL_DELAY: Duration = Duration::from_secs(10);
 pub const CHUNKS_QUEUED: usize = 8;
 /// Bytes of one record of an image in the store.
 pub const RECORD_BYTES_MAX: u64 = 64 << 20;
+/// Queues of the FUSE connection, and threads that serve it.
+pub const FUSE_QUEUES_MAX: usize = 64;
+/// Bytes of one read over FUSE; the kernel cuts larger ones. Each thread has that much memory.
+pub const FUSE_READ_BYTES_MAX: u32 = 1 << 20;
+/// Bytes of one request over FUSE: those that matter are short.
+pub const FUSE_REQUEST_BYTES_MAX: usize = 16 << 10;
+/// Reads of loop devices that may wait at one time: those that wait for the network must not hold up the others. Every one of
+/// several hundred devices may have 128.
+pub const FUSE_BACKGROUND_MAX: u16 = u16::MAX;
+/// How often one read is tried before what was fetched counts as lost.
+pub const FUSE_READ_ATTEMPTS_MAX: u32 = 3;
 
+const _: () = assert!(FUSE_QUEUES_MAX < sampan_sys::socket::DESCRIPTORS_MAX);
+const _: () = assert!(FUSE_REQUEST_BYTES_MAX >= sampan_sys::fuse::protocol::REQUEST_BYTES_MIN);
 const _: () = assert!(BLOB_BYTES_MAX <= (1 << 32) * crate::tree::BLOCK_BYTES);
 const _: () = assert!(LAYER_BYTES_MAX <= BLOB_BYTES_MAX);
 const _: () = assert!(INDEX_FRONT_BYTES_MAX <= IMAGE_FRONTS_BYTES_MAX);
+
+/// Bytes of a layer's own table of contents, unpacked and as stored: half a million entries of ordinary names.
+pub const TOC_BYTES_MAX: u64 = 128 << 20;
+pub const TOC_STORED_BYTES_MAX: u64 = 64 << 20;
+/// Pieces of files in a layer's own table of contents: 64 GiB in pieces of the usual 64 KiB.
+pub const TOC_PIECES_MAX: usize = 1 << 20;
+/// Layers of an image, as manifests may name.
+pub const TRACE_LAYERS_MAX: u32 = sampan_oci::limits::LAYERS_MAX as u32;
+/// Pages of one trace: 1 GiB. What a start reads beyond that is no start any more.
+pub const TRACE_PAGES_MAX: usize = 1 << 18;
+/// Bytes of a trace, unpacked: every page a run of its own.
+pub const TRACE_BYTES_MAX: usize = TRACE_PAGES_MAX * 16 + 64;
+/// Bytes of a trace as stored.
+pub const TRACE_STORED_BYTES_MAX: u64 = 8 << 20;
+/// Command shapes of one image that are remembered.
+pub const TRACE_SHAPES_MAX: usize = 16;
+/// Images whose traces are remembered, removed ones too: they may come back.
+pub const TRACE_IMAGES_MAX: usize = 512;
+/// Bytes of a command's shape.
+pub const SHAPE_BYTES_MAX: usize = 512;
+/// Pages of one start pack: 256 MiB, far more than starts touch.
+pub const PACK_PAGES_MAX: usize = 1 << 16;
+/// Bytes of a pack's head, as stored and unpacked: every page a run of its own.
+pub const PACK_HEAD_BYTES_MAX: u64 = 2 << 20;
+/// Frames of a pack that are asked for before the one at hand has come: enough to keep a link busy, and few enough that the
+/// first is not slowed down much.
+pub const PACK_FRAMES_AHEAD: usize = 1;
+/// Descriptions in one artifact: an index for each layer, packs and traces.
+pub const PUBLISHED_ENTRIES_MAX: usize = sampan_oci::limits::LAYERS_MAX + 64;
+/// Bytes of one description in an index cache.
+pub const DESCRIPTION_BYTES_MAX: u64 = 64 << 10;
+/// Signatures of one description that are looked at.
+pub const SIGNATURES_MAX: usize = 16;
+/// Bytes of a published file that are asked for at once; the registry client's own bound.
+pub const PUBLISHED_READ_BYTES_MAX: u64 = sampan_registry::limits::RANGE_BYTES_MAX;
+/// How long an index cache may take to say whether it has something: a start must not wait long for a dead server.
+pub const CACHE_ANSWER_MAX: Duration = Duration::from_secs(5);
+/// How long looking for a published index may take, front parts included, before the image is pulled without.
+pub const FIND_MAX: Duration = Duration::from_secs(60);
+
+const _: () = assert!(TRACE_STORED_BYTES_MAX > TRACE_BYTES_MAX as u64, "what does not pack may still be stored");
+const _: () = assert!(PACK_PAGES_MAX <= TRACE_PAGES_MAX);

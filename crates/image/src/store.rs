@@ -8,6 +8,9 @@
 //!   indexes/<diffID>     the layer's index (see `crate::index`)
 //!   metadata/<image id>  the image's EROFS metadata
 //!   records/<image id>   JSON: references, configuration, layers, whether all this is known to be on the disk
+//!   lazy/<diffID>/       a layer that is mounted and still arriving (see `crate::lazy`); of this boot only
+//!   kept/<diffID>        the index of a layer that was here; bounded
+//!   quarantine/          checksums of indexes that were not the truth
 //! ```
 //!
 //! - **Consistency.** Everything is written under `incoming/` and renamed; a record is renamed last. What no record names is
@@ -21,25 +24,36 @@
 //! - **Cancellation.** Dropping the future of `ensure` ends its transfers unless another pull waits for the same layers.
 
 mod catalog;
+mod kept;
 mod layers;
+mod lazy;
 mod mount;
 mod open;
 mod paths;
 mod progress;
+mod published;
 mod pull;
 mod record;
-mod registry;
+pub(crate) mod registry;
 mod seal;
 #[cfg(test)]
 mod tests;
 
 pub use catalog::Image;
 #[cfg(test)]
-pub(crate) use mount::{mount_image, mount_loops};
+pub(crate) use mount::{mount_files, mount_image, mount_loops};
+pub(crate) use paths::write_new;
 pub use progress::{LayerProgress, LayerState, ProgressSender};
+pub use published::{ImageDetails, LayerDetails, TraceDetails};
+pub(crate) use pull::read_front;
 
+use self::lazy::{Lazy, Outcome};
 use crate::error::ImageError;
+use crate::lazy::event::ImageEvent;
+use crate::lazy::limits::{LAZY_BYTES_MIN, READ_DEADLINE};
+use crate::lazy::source::IndexSource;
 use crate::limits::{LAYER_BYTES_MAX, LAYERS_AT_ONCE};
+use crate::publish::{CacheLocation, Publications};
 use catalog::Catalog;
 use layers::Layers;
 use paths::Paths;
@@ -48,13 +62,17 @@ use sampan_oci::config::ImageConfig;
 use sampan_oci::digest::Digest;
 use sampan_oci::platform::Platform;
 use sampan_oci::reference::ImageSource;
-use sampan_registry::RegistryConfig;
+use sampan_registry::{Credentials, RegistryConfig};
+use sampan_sys::keeper::DescriptorKeeper;
 use sampan_sys::mount::{KeptMount, MountRoom};
 use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::broadcast;
 
 /// When to ask the registry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,6 +81,14 @@ pub enum PullPolicy {
     Always,
     IfNotPresent,
     Never,
+}
+
+/// How much of an image must be here before it is given out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    /// Enough to mount it; the rest arrives while it is used.
+    Startable,
+    Whole,
 }
 
 #[derive(Debug, Clone)]
@@ -78,6 +104,18 @@ pub struct ImageStoreConfig {
     pub layers_at_once: usize,
     /// Where mounts are attached, on kernels that clone only attached ones.
     pub mount_room: Option<Arc<MountRoom>>,
+    /// Who holds descriptors beyond the end of this process. Without one nothing is mounted before it is complete.
+    pub keeper: Option<DescriptorKeeper>,
+    /// Where indexes come from that this node did not make; what [`crate::publish`] finds if `None`.
+    pub index_source: Option<Arc<dyn IndexSource>>,
+    /// Where published indexes are looked for, and written to, besides the image's own registry.
+    pub index_cache: Option<CacheLocation>,
+    /// Compressed bytes that must be missing of an image for it to be mounted before it is here.
+    pub lazy_bytes_min: u64,
+    /// How long a reader waits for bytes that do not come.
+    pub read_deadline: Duration,
+    /// What completing images may take of the network while nobody waits for it; no limit if `None`.
+    pub background_bytes_per_second: Option<u64>,
 }
 
 impl ImageStoreConfig {
@@ -89,6 +127,12 @@ impl ImageStoreConfig {
             layer_bytes_max: LAYER_BYTES_MAX,
             layers_at_once: LAYERS_AT_ONCE,
             mount_room: None,
+            keeper: None,
+            index_source: None,
+            index_cache: None,
+            lazy_bytes_min: LAZY_BYTES_MIN,
+            read_deadline: READ_DEADLINE,
+            background_bytes_per_second: None,
         }
     }
 }
@@ -99,6 +143,10 @@ pub struct ImageSummary {
     pub id: Digest,
     pub references: Vec<String>,
     pub manifest_digest: Digest,
+    /// Names with the digests that their registries gave: what may be asked for and never changes.
+    pub repo_digests: Vec<String>,
+    /// Who runs it, as the image says: `USER[:GROUP]`, names or numbers; may be empty.
+    pub user: String,
     /// As the image says; may be empty.
     pub created: String,
     pub pulled_at: jiff::Timestamp,
@@ -129,6 +177,8 @@ struct Inner {
     client: Client,
     catalog: Mutex<Catalog>,
     layers: Layers,
+    lazy: Lazy,
+    publications: Publications,
     mounts: Mutex<HashMap<Digest, KeptMount>>,
     sealing: seal::Sealing,
     boot_id: String,
@@ -143,6 +193,8 @@ impl ImageStore {
     pub async fn open(config: ImageStoreConfig) -> Result<Self, ImageError> {
         let inner = blocking("the store", move || open::open(config)).await?;
         let store = Self { inner: Arc::new(inner) };
+        store.inner.forward_reports();
+        store.inner.complete_adopted();
         for id in store.inner.catalog().unsealed() {
             seal::start(&store.inner, id);
         }
@@ -154,6 +206,89 @@ impl ImageStore {
         &self,
         reference: &str,
         policy: PullPolicy,
+        progress: ProgressSender,
+    ) -> Result<Arc<Image>, ImageError> {
+        self.ensure_as(reference, policy, Credentials::host(), progress).await
+    }
+
+    /// The same, and waits until all of it is here. An image that is mounted already is hurried.
+    pub async fn pull(
+        &self,
+        reference: &str,
+        policy: PullPolicy,
+        progress: ProgressSender,
+    ) -> Result<Arc<Image>, ImageError> {
+        self.pull_as(reference, policy, Credentials::host(), progress).await
+    }
+
+    /// The same, with these logins instead of the machine's own.
+    pub async fn pull_as(
+        &self,
+        reference: &str,
+        policy: PullPolicy,
+        credentials: Credentials,
+        progress: ProgressSender,
+    ) -> Result<Arc<Image>, ImageError> {
+        let image = self.find_or_fetch(reference, policy, Wanted::Whole, credentials, progress).await?;
+        self.complete(&image).await?;
+        Ok(image)
+    }
+
+    /// Waits until all of an image is here, and has that hurried.
+    pub async fn complete(&self, image: &Image) -> Result<(), ImageError> {
+        for diff_id in &image.config.rootfs.diff_ids {
+            let Some(served) = self.inner.lazy.get(diff_id) else { continue };
+            served.layer.remote.hurry.store(true, Ordering::Relaxed);
+            let mut outcome = served.outcome.subscribe();
+            let incomplete =
+                |cause: &str| ImageError::Incomplete { reference: image.reference.clone(), cause: cause.to_owned() };
+            // What failed before this was asked for counts no more.
+            outcome.mark_unchanged();
+            loop {
+                if let Outcome::Ended { is_complete } = *outcome.borrow_and_update() {
+                    if is_complete {
+                        break;
+                    }
+                    return Err(incomplete("a layer was given up"));
+                }
+                if outcome.changed().await.is_err() {
+                    return Err(ImageError::Stopped { reference: image.reference.clone() });
+                }
+                if let Outcome::Failed(cause) = &*outcome.borrow() {
+                    return Err(incomplete(cause));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether all of an image is here.
+    pub fn is_complete(&self, image: &Image) -> bool {
+        self.inner.is_whole(&image.id)
+    }
+
+    /// What happens to images from now on.
+    pub fn events(&self) -> broadcast::Receiver<ImageEvent> {
+        self.inner.lazy.events().subscribe()
+    }
+
+    /// The same, with these logins instead of the machine's own.
+    pub async fn ensure_as(
+        &self,
+        reference: &str,
+        policy: PullPolicy,
+        credentials: Credentials,
+        progress: ProgressSender,
+    ) -> Result<Arc<Image>, ImageError> {
+        self.find_or_fetch(reference, policy, Wanted::Startable, credentials, progress).await
+    }
+
+    async fn find_or_fetch(
+        &self,
+        reference: &str,
+        policy: PullPolicy,
+        wanted: Wanted,
+        credentials: Credentials,
         progress: ProgressSender,
     ) -> Result<Arc<Image>, ImageError> {
         if let Some(image) = self.inner.catalog().by_id(reference) {
@@ -175,7 +310,10 @@ impl ImageStore {
             (PullPolicy::IfNotPresent, Some(image), ImageSource::Layout { directory, .. }) if !directory.exists() => {
                 Ok(image)
             }
-            _ => pull::pull_if_changed(&self.inner, source, name, progress).await,
+            _ => {
+                let origin = registry::Origin { source, credentials };
+                pull::pull_if_changed(&self.inner, origin, name, wanted, progress).await
+            }
         }
     }
 
@@ -194,6 +332,18 @@ impl ImageStore {
     pub async fn list(&self) -> Result<Vec<ImageSummary>, ImageError> {
         let inner = self.inner.clone();
         blocking("the list", move || inner.catalog().list(&inner.paths)).await
+    }
+
+    /// The image that a name means, of those that are here: a reference, a name with the digest of what was pulled, an id, or
+    /// the beginning of one. In use as long as it is held.
+    pub fn find(&self, name: &str) -> Option<Arc<Image>> {
+        self.inner.catalog().find(name)
+    }
+
+    /// One line of [`list`](Self::list).
+    pub async fn describe(&self, id: Digest) -> Result<Option<ImageSummary>, ImageError> {
+        let inner = self.inner.clone();
+        blocking("the image", move || Ok(inner.catalog().summary(&id, &inner.paths))).await
     }
 
     /// Removes a reference, and the image with its layers when nothing else needs them. An id removes all its references.
@@ -248,6 +398,7 @@ impl Inner {
             catalog.untag(&self.paths, &id, &references)?;
             removed.removed.extend(references);
         }
+        self.sweep_lazy(&catalog);
         let freed = self.layers.sweep(&catalog, &self.paths)?;
         removed.freed_bytes += freed.freed_bytes;
         removed.removed.extend(freed.removed);

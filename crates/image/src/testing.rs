@@ -3,6 +3,7 @@
 pub(crate) mod layout;
 pub(crate) mod model;
 pub(crate) mod read_back;
+pub(crate) mod registry;
 pub(crate) mod stack;
 
 use crate::index::LayerIndex;

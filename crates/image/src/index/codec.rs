@@ -58,6 +58,11 @@ pub fn front_unpacked_bytes(header: &[u8]) -> Result<u64, IndexError> {
     Ok(header_fields(header)?.1)
 }
 
+/// What vouches for the front part, and through it for the whole file.
+pub(crate) fn front_checksum(header: &[u8]) -> Option<&Hash> {
+    header.get(32..HEADER_BYTES)?.first_chunk()
+}
+
 fn header_fields(header: &[u8]) -> Result<(u64, u64), IndexError> {
     let header = header.get(..HEADER_BYTES).ok_or(IndexError::Truncated)?;
     if !header.starts_with(MAGIC) {
@@ -91,16 +96,21 @@ impl LayerIndex {
             span.record_bytes = u32::try_from(record.len()).ok().ok_or(IndexError::TooLarge)?;
             span.record_hash = *blake3::hash(record).as_bytes();
         }
-        let front = postcard::to_stdvec(self).map_err(IndexError::Decode)?;
-        if front.len() as u64 > INDEX_FRONT_BYTES_MAX {
-            return Err(IndexError::TooLarge);
-        }
-        let mut file = seal(&front).map_err(IndexError::Pack)?;
+        let mut file = self.encode_front()?;
         file.reserve_exact(records.iter().map(Vec::len).sum());
         for record in records {
             file.extend_from_slice(record);
         }
         Ok(file)
+    }
+
+    /// Header and front part alone, of an index whose span table is filled.
+    pub(crate) fn encode_front(&self) -> Result<Vec<u8>, IndexError> {
+        let front = postcard::to_stdvec(self).map_err(IndexError::Decode)?;
+        if front.len() as u64 > INDEX_FRONT_BYTES_MAX {
+            return Err(IndexError::TooLarge);
+        }
+        seal(&front).map_err(IndexError::Pack)
     }
 
     /// Reads header and front part; what follows them in `bytes` is ignored.

@@ -107,6 +107,12 @@ impl Catalog {
         self.images.values().any(|entry| entry.record.layers.iter().any(|layer| layer.diff_id == *diff_id))
     }
 
+    /// The images that need a layer.
+    pub(super) fn images_with(&self, diff_id: &Digest) -> Vec<Digest> {
+        let needs = |entry: &&Entry| entry.record.layers.iter().any(|layer| layer.diff_id == *diff_id);
+        self.images.values().filter(needs).map(|entry| entry.record.id).collect()
+    }
+
     pub(super) fn has_image(&self, id: &Digest) -> bool {
         self.images.contains_key(id)
     }
@@ -188,31 +194,80 @@ impl Catalog {
         }
     }
 
+    /// See [`super::ImageStore::find`].
+    pub(super) fn find(&mut self, text: &str) -> Option<Arc<Image>> {
+        let source = text.parse::<ImageSource>().ok();
+        let reference = source.as_ref().map(ToString::to_string);
+        if let Some(reference) = reference.filter(|reference| self.references.contains_key(reference)) {
+            return self.by_reference(&reference);
+        }
+        let digested = match &source {
+            Some(ImageSource::Registry(wanted)) => wanted.digest().and_then(|digest| {
+                let name = |tag: &Tag| repository_of(&tag.reference);
+                let wanted = Some((wanted.registry().to_owned(), wanted.repository().to_owned()));
+                let has = |entry: &&Entry| {
+                    entry.record.has(digest) && entry.record.references.iter().any(|tag| name(tag) == wanted)
+                };
+                self.images.values().find(has).map(|entry| entry.record.id)
+            }),
+            _ => None,
+        };
+        let id = digested.or_else(|| self.find_for_removal(text).map(|(id, _)| id))?;
+        self.image(&id, text)
+    }
+
+    pub(super) fn summary(&self, id: &Digest, paths: &Paths) -> Option<ImageSummary> {
+        let entry = self.images.get(id)?;
+        let mut references = self.references(id);
+        references.sort();
+        let is_ours = |tag: &&Tag| references.contains(&tag.reference);
+        let mut repo_digests: Vec<String> =
+            entry.record.references.iter().filter(is_ours).filter_map(Tag::repo_digest).collect();
+        repo_digests.sort();
+        repo_digests.dedup();
+        Some(ImageSummary {
+            id: entry.record.id,
+            references,
+            manifest_digest: entry.record.manifest_digest,
+            repo_digests,
+            user: entry.config.config.user.clone(),
+            created: entry.config.created.clone(),
+            pulled_at: entry.record.pulled_at,
+            size_bytes: size_of(&entry.record, paths),
+            architecture: entry.config.platform.architecture.clone(),
+            in_use: entry.lease.strong_count() > 0,
+        })
+    }
+
     pub(super) fn list(&self, paths: &Paths) -> Result<Vec<ImageSummary>, ImageError> {
-        let mut list: Vec<ImageSummary> = self
-            .images
-            .values()
-            .map(|entry| {
-                let mut references = self.references(&entry.record.id);
-                references.sort();
-                ImageSummary {
-                    id: entry.record.id,
-                    references,
-                    manifest_digest: entry.record.manifest_digest,
-                    created: entry.config.created.clone(),
-                    pulled_at: entry.record.pulled_at,
-                    size_bytes: size_of(&entry.record, paths),
-                    architecture: entry.config.platform.architecture.clone(),
-                    in_use: entry.lease.strong_count() > 0,
-                }
-            })
-            .collect();
+        let mut list: Vec<ImageSummary> = self.images.keys().filter_map(|id| self.summary(id, paths)).collect();
         list.sort_by(|one, two| (&one.references, &one.id).cmp(&(&two.references, &two.id)));
         Ok(list)
     }
 }
 
+/// Registry and repository of a reference; a directory has none.
+fn repository_of(reference: &str) -> Option<(String, String)> {
+    match reference.parse().ok()? {
+        ImageSource::Registry(reference) => Some((reference.registry().to_owned(), reference.repository().to_owned())),
+        _ => None,
+    }
+}
+
+impl Tag {
+    /// The reference's name with the digest that it stood for.
+    fn repo_digest(&self) -> Option<String> {
+        let (registry, repository) = repository_of(&self.reference)?;
+        Some(format!("{registry}/{repository}@{}", self.source_digest))
+    }
+}
+
 impl Record {
+    /// Whether the image's manifest, or what a reference to it stood for, has this digest.
+    fn has(&self, digest: &Digest) -> bool {
+        self.manifest_digest == *digest || self.references.iter().any(|tag| tag.source_digest == *digest)
+    }
+
     fn tag(&self, reference: &str) -> Option<&Tag> {
         self.references.iter().find(|tag| tag.reference == reference)
     }

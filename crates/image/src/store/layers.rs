@@ -1,17 +1,19 @@
 //! Layers on their way in: one transfer for all pulls that need the same one, and none kept that no image needs.
 
 use super::catalog::Catalog;
+use super::kept;
 use super::paths::{Paths, rename, write_new};
 use super::progress::{LayerProgress, LayerState};
+use super::registry::Origin;
 use super::{Inner, Removed};
 use crate::disk::free_bytes;
 use crate::error::ImageError;
+use crate::lazy::limits::KEPT_INDEX_BLOB_BYTES_MIN;
 use crate::limits::CHUNKS_QUEUED;
 use crate::unpack::{self, Input, UnpackError, UnpackJob};
 use sampan_kit::error_chain::ErrorChain;
 use sampan_oci::digest::Digest;
 use sampan_oci::manifest::Layer;
-use sampan_oci::reference::ImageSource;
 use std::collections::HashMap;
 use std::fs::File;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -82,6 +84,7 @@ impl Drop for Pins {
                 tracing::warn!(error = %ErrorChain(&error), "a layer of a failed pull stays");
             }
         }
+        self.inner.sweep_lazy(&catalog);
     }
 }
 
@@ -103,6 +106,11 @@ impl Layers {
         }
         drop(state);
         Pins { inner: inner.clone(), diff_ids }
+    }
+
+    /// Whether a pull counts on a layer.
+    pub(super) fn is_pinned(&self, diff_id: &Digest) -> bool {
+        self.state().pins.contains_key(diff_id)
     }
 
     /// Removes the layers that nobody needs any more, after their image has gone.
@@ -127,15 +135,21 @@ impl Layers {
         if catalog.has_layer(diff_id) || state.pins.contains_key(diff_id) || state.brings(diff_id) {
             return Ok(None);
         }
-        let bytes = paths.remove(&paths.blob(diff_id))? + paths.remove(&paths.index(diff_id))?;
-        Ok(Some(bytes))
+        let blob = paths.blob(diff_id);
+        let is_large = std::fs::metadata(&blob).is_ok_and(|blob| blob.len() >= KEPT_INDEX_BLOB_BYTES_MIN);
+        let bytes = paths.remove(&blob)?;
+        if is_large {
+            kept::keep(paths, diff_id)?;
+            return Ok(Some(bytes));
+        }
+        Ok(Some(bytes + paths.remove(&paths.index(diff_id))?))
     }
 
     /// Follows the transfer of a layer, which begins here if none is under way; `None` if the layer is here. The layer must
     /// be pinned.
     pub(super) fn join(
         inner: &Arc<Inner>,
-        source: &ImageSource,
+        origin: &Origin,
         layer: &Layer,
         diff_id: Digest,
     ) -> Option<watch::Receiver<Status>> {
@@ -155,9 +169,9 @@ impl Layers {
         let (sender, receiver) = watch::channel(Status::Running(progress));
         let (end, ended) = watch::channel(());
         state.running.insert((diff_id, layer.descriptor.digest), Running { status: sender.clone(), ended });
-        let (inner, source, layer, digest) = (inner.clone(), source.clone(), layer.clone(), layer.descriptor.digest);
+        let (inner, origin, layer, digest) = (inner.clone(), origin.clone(), layer.clone(), layer.descriptor.digest);
         tokio::spawn(async move {
-            let result = transfer(inner.clone(), source, layer, diff_id, sender.clone()).await;
+            let result = transfer(inner.clone(), origin, layer, diff_id, sender.clone()).await;
             inner.layers.end(&inner, &diff_id, digest);
             sender.send_replace(match result {
                 Ok(()) => Status::Done,
@@ -197,7 +211,7 @@ impl Layers {
 /// Downloads and unpacks one layer. Ends early when nobody follows it any more.
 async fn transfer(
     inner: Arc<Inner>,
-    source: ImageSource,
+    origin: Origin,
     layer: Layer,
     diff_id: Digest,
     status: watch::Sender<Status>,
@@ -222,7 +236,7 @@ async fn transfer(
         thread.map_err(UnpackError::Thread)?;
         result
     };
-    let feeding = feed(inner, source, layer, sender);
+    let feeding = feed(inner, origin, layer, sender);
     // Dropped half-way, the feed closes the channel without the mark of a good end, and the threads stop.
     tokio::select! {
         () = feeding => {}
@@ -234,11 +248,11 @@ async fn transfer(
 /// Passes the layer on as it arrives; the empty chunk at its end says that size and digest were right.
 async fn feed(
     inner: Arc<Inner>,
-    source: ImageSource,
+    origin: Origin,
     layer: Layer,
     sender: mpsc::Sender<Result<bytes::Bytes, sampan_registry::FetchError>>,
 ) {
-    let mut reader = match inner.client.open_blob(&source, &layer.descriptor).await {
+    let mut reader = match inner.client.open_blob(&origin, &layer.descriptor).await {
         Ok(reader) => reader,
         Err(error) => {
             sender.send(Err(error)).await.ok();

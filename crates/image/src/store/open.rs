@@ -2,22 +2,27 @@
 
 use super::catalog::Catalog;
 use super::layers::Layers;
+use super::lazy::{self, Lazy};
 use super::paths::Paths;
 use super::record::Record;
 use super::registry::Client;
 use super::seal::Sealing;
 use super::{ImageStoreConfig, Inner};
 use crate::error::ImageError;
+use crate::lazy::connection::LazyFiles;
+use crate::lazy::limits::FUSE_THREADS;
+use crate::publish::Publications;
 use rustix::fs::{FlockOperation, flock};
+use sampan_kit::error_chain::ErrorChain;
 use sampan_oci::config::ImageConfig;
 use sampan_oci::digest::Digest;
 use std::collections::HashSet;
 use std::fs::{self, DirBuilder, File};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
-pub(super) fn open(config: ImageStoreConfig) -> Result<Inner, ImageError> {
+pub(super) fn open(mut config: ImageStoreConfig) -> Result<Inner, ImageError> {
     let paths = Paths::new(&config.data_dir);
     for directory in paths.directories() {
         let made = DirBuilder::new().recursive(true).mode(0o700).create(directory);
@@ -25,12 +30,16 @@ pub(super) fn open(config: ImageStoreConfig) -> Result<Inner, ImageError> {
     }
     let lock = lock(&paths.root)?;
     for path in files(&paths.incoming)? {
-        paths.remove(&path)?;
+        paths.remove_all(&path)?;
     }
     let boot_id = boot_id()?;
+    let client = Client::new(config.registry.clone());
+    let publications = Publications::new(client.inner().clone(), &config.data_dir, config.index_cache.clone());
+    config.index_source.get_or_insert_with(|| Arc::new(publications.clone()));
+    let lazy = open_lazy(&config, &paths, &client, &boot_id)?;
     let mut catalog = Catalog::default();
     for path in files(&paths.records)? {
-        match Record::read(&path).and_then(|record| believed(record, &paths, &boot_id)) {
+        match Record::read(&path).and_then(|record| believed(record, &paths, &lazy, &boot_id)) {
             Some((record, config)) => catalog.load(record, config, &paths),
             None => {
                 tracing::warn!(record = %path.display(), "an image was not written to its end before the machine stopped; it is dropped");
@@ -40,19 +49,36 @@ pub(super) fn open(config: ImageStoreConfig) -> Result<Inner, ImageError> {
     }
     let layers = Layers::new(config.layers_at_once);
     sweep(&catalog, &paths)?;
-    let client = Client::new(config.registry.clone());
     Ok(Inner {
         config,
         paths,
         client,
         catalog: Mutex::new(catalog),
         layers,
+        lazy,
+        publications,
         mounts: Mutex::default(),
         sealing: Sealing::default(),
         boot_id,
         next_name: 0.into(),
         _lock: lock,
     })
+}
+
+/// What serves layers that are still arriving, with those that an earlier process of this boot served. A machine or a service
+/// that cannot do so pulls everything whole.
+fn open_lazy(config: &ImageStoreConfig, paths: &Paths, client: &Client, boot_id: &str) -> Result<Lazy, ImageError> {
+    let files = config.keeper.as_ref().and_then(|keeper| match LazyFiles::open(keeper, &paths.root, FUSE_THREADS) {
+        Ok(files) => Some(files),
+        Err(error) => {
+            let error = ErrorChain(&error);
+            tracing::warn!(%error, "images are pulled whole: they cannot be served while they arrive");
+            None
+        }
+    });
+    let lazy = Lazy::new(files, config.background_bytes_per_second, config.read_deadline);
+    lazy::adopt(&lazy, paths, client, boot_id)?;
+    Ok(lazy)
 }
 
 fn lock(root: &Path) -> Result<File, ImageError> {
@@ -67,16 +93,16 @@ fn lock(root: &Path) -> Result<File, ImageError> {
 }
 
 /// A record whose files are there, have their sizes, and were synced or written since the machine started.
-fn believed(record: Record, paths: &Paths, boot_id: &str) -> Option<(Record, ImageConfig)> {
+fn believed(record: Record, paths: &Paths, lazy: &Lazy, boot_id: &str) -> Option<(Record, ImageConfig)> {
     if record.unsealed_boot.as_ref().is_some_and(|boot| boot != boot_id) {
         return None;
     }
     let has = |path: PathBuf, bytes: u64| fs::metadata(path).is_ok_and(|metadata| metadata.len() == bytes);
     let whole = has(paths.metadata(&record.id), record.metadata_bytes)
-        && record
-            .layers
-            .iter()
-            .all(|layer| has(paths.blob(&layer.diff_id), layer.blob_bytes) && paths.index(&layer.diff_id).is_file());
+        && record.layers.iter().all(|layer| {
+            let is_here = has(paths.blob(&layer.diff_id), layer.blob_bytes) && paths.index(&layer.diff_id).is_file();
+            is_here || lazy.get(&layer.diff_id).is_some()
+        });
     let config = ImageConfig::parse(record.config.as_bytes()).ok()?;
     whole.then_some((record, config))
 }
@@ -105,7 +131,7 @@ fn sweep(catalog: &Catalog, paths: &Paths) -> Result<(), ImageError> {
     Ok(())
 }
 
-fn files(directory: &Path) -> Result<Vec<PathBuf>, ImageError> {
+pub(super) fn files(directory: &Path) -> Result<Vec<PathBuf>, ImageError> {
     let entries = fs::read_dir(directory).map_err(ImageError::file("read", directory))?;
     let paths = entries.map(|entry| entry.map(|entry| entry.path())).collect::<Result<_, _>>();
     paths.map_err(ImageError::file("read", directory))

@@ -15,6 +15,12 @@ pub(super) struct Paths {
     pub(super) indexes: PathBuf,
     pub(super) metadata: PathBuf,
     pub(super) records: PathBuf,
+    /// Layers on their way, a folder each.
+    pub(super) lazy: PathBuf,
+    /// Indexes of layers that were here.
+    pub(super) kept: PathBuf,
+    /// Checksums of indexes that were found to be untrue.
+    pub(super) quarantine: PathBuf,
 }
 
 impl Paths {
@@ -26,12 +32,17 @@ impl Paths {
             indexes: root.join("indexes"),
             metadata: root.join("metadata"),
             records: root.join("records"),
+            lazy: root.join("lazy"),
+            kept: root.join("kept"),
+            quarantine: root.join("quarantine"),
             root,
         }
     }
 
-    pub(super) fn directories(&self) -> [&Path; 6] {
-        [&self.root, &self.incoming, &self.blobs, &self.indexes, &self.metadata, &self.records]
+    pub(super) fn directories(&self) -> [&Path; 9] {
+        let [root, incoming, blobs] = [&self.root, &self.incoming, &self.blobs];
+        let [indexes, metadata, records] = [&self.indexes, &self.metadata, &self.records];
+        [root, incoming, blobs, indexes, metadata, records, &self.lazy, &self.kept, &self.quarantine]
     }
 
     pub(super) fn blob(&self, diff_id: &Digest) -> PathBuf {
@@ -40,6 +51,14 @@ impl Paths {
 
     pub(super) fn index(&self, diff_id: &Digest) -> PathBuf {
         self.indexes.join(diff_id.hex())
+    }
+
+    pub(super) fn lazy(&self, diff_id: &Digest) -> PathBuf {
+        self.lazy.join(diff_id.hex())
+    }
+
+    pub(super) fn kept(&self, diff_id: &Digest) -> PathBuf {
+        self.kept.join(diff_id.hex())
     }
 
     pub(super) fn metadata(&self, id: &Digest) -> PathBuf {
@@ -55,6 +74,14 @@ impl Paths {
         fs::metadata(path).map(|metadata| allocated_bytes(&metadata)).unwrap_or(0)
     }
 
+    /// Removes a file, or a folder with all that is in it.
+    pub(super) fn remove_all(&self, path: &Path) -> Result<(), ImageError> {
+        if path.is_dir() {
+            return fs::remove_dir_all(path).map_err(ImageError::file("remove", path));
+        }
+        self.remove(path).map(|_bytes| ())
+    }
+
     /// Removes a file if it is there, and tells what that gives back.
     pub(super) fn remove(&self, path: &Path) -> Result<u64, ImageError> {
         let bytes = self.allocated(path);
@@ -67,7 +94,7 @@ impl Paths {
 }
 
 /// Writes a new file, read-only for its owner, and nothing of it if that fails.
-pub(super) fn write_new(path: &Path, bytes: &[u8]) -> Result<File, ImageError> {
+pub(crate) fn write_new(path: &Path, bytes: &[u8]) -> Result<File, ImageError> {
     use std::os::unix::fs::OpenOptionsExt;
     let mut file = File::options()
         .write(true)

@@ -5,9 +5,11 @@ use super::layers::{Layers, Status};
 use super::paths::{rename, write_new};
 use super::progress::{LayerProgress, LayerState, ProgressSender};
 use super::record::{LayerRecord, Record, Tag};
-use super::{Inner, blocking, seal};
+use super::registry::Origin;
+use super::{Inner, Wanted, blocking, lazy, seal};
 use crate::error::ImageError;
 use crate::index::{HEADER_BYTES, LayerIndex, front_range, front_unpacked_bytes};
+use crate::lazy::source::WantedImage;
 use crate::limits::IMAGE_FRONTS_BYTES_MAX;
 use crate::merge::{Merged, merge};
 use crate::tree::LayerTree;
@@ -15,7 +17,6 @@ use crate::unpack::UnpackError;
 use sampan_oci::config::ImageConfig;
 use sampan_oci::digest::Digest;
 use sampan_oci::manifest::{Layer, Manifest};
-use sampan_oci::reference::ImageSource;
 use sampan_registry::Resolved;
 use std::collections::HashMap;
 use std::fs::File;
@@ -26,13 +27,14 @@ use std::sync::Arc;
 /// Asks the registry what the reference means now, and pulls only if that is not here.
 pub(super) async fn pull_if_changed(
     inner: &Arc<Inner>,
-    source: ImageSource,
+    origin: Origin,
     name: String,
+    wanted: Wanted,
     progress: ProgressSender,
 ) -> Result<Arc<Image>, ImageError> {
     let known = inner.catalog().source_digest(&name);
     if let Some(known) = known
-        && inner.client.current_digest(&source).await? == known
+        && inner.client.current_digest(&origin).await? == known
     {
         let mut catalog = inner.catalog();
         if let Some(image) = catalog.by_reference(&name) {
@@ -40,16 +42,17 @@ pub(super) async fn pull_if_changed(
             return Ok(image);
         }
     }
-    pull(inner, source, name, progress).await
+    pull(inner, origin, name, wanted, progress).await
 }
 
 pub(super) async fn pull(
     inner: &Arc<Inner>,
-    source: ImageSource,
+    origin: Origin,
     name: String,
+    wanted: Wanted,
     progress: ProgressSender,
 ) -> Result<Arc<Image>, ImageError> {
-    let resolved = inner.client.resolve(&source, &inner.config.platform).await?;
+    let resolved = inner.client.resolve(&origin, &inner.config.platform).await?;
     let id = resolved.manifest.config.digest;
     let tag = Tag { reference: name.clone(), source_digest: resolved.digest, since: jiff::Timestamp::now() };
     if inner.catalog().has_image(&id) {
@@ -66,7 +69,8 @@ pub(super) async fn pull(
     }
     let diff_ids = resolved.config.rootfs.diff_ids.clone();
     let pins = Layers::pin(inner, diff_ids.clone());
-    fetch_layers(inner, &source, &name, &resolved.manifest, &diff_ids, &progress).await?;
+    let lazily = if wanted == Wanted::Startable { begin_lazily(inner, &origin, &resolved).await? } else { Vec::new() };
+    fetch_layers(inner, &origin, &name, &resolved.manifest, &diff_ids, wanted, &progress).await?;
     let image = {
         let inner = inner.clone();
         blocking("the image", move || {
@@ -76,24 +80,52 @@ pub(super) async fn pull(
         })
         .await?
     };
+    for served in lazily {
+        lazy::start_completion(inner, &served);
+    }
     seal::start(inner, id);
     Ok(image)
+}
+
+/// Serves the layers that need not be here before the image is mounted; all others are for the caller to fetch.
+async fn begin_lazily(
+    inner: &Arc<Inner>,
+    origin: &Origin,
+    resolved: &Resolved,
+) -> Result<Vec<Arc<lazy::Served>>, ImageError> {
+    let wanted = WantedImage {
+        source: origin.source.clone(),
+        credentials: origin.credentials.clone(),
+        manifest: resolved.manifest_digest,
+        layers: resolved.manifest.layers.clone(),
+        diff_ids: resolved.config.rootfs.diff_ids.clone(),
+    };
+    let choice = lazy::plan(inner, &wanted).await;
+    let (inner, origin) = (inner.clone(), origin.clone());
+    blocking("the image", move || {
+        let begun = choice.plans.into_iter().map(|plan| inner.begin(plan, origin.clone()));
+        let begun = begun.collect::<Result<Vec<_>, _>>()?;
+        lazy::prefetch(&inner, &wanted.diff_ids, choice.published);
+        Ok(begun)
+    })
+    .await
 }
 
 /// Brings all layers here, several at a time. The first failure ends the wait for all.
 async fn fetch_layers(
     inner: &Arc<Inner>,
-    source: &ImageSource,
+    origin: &Origin,
     name: &str,
     manifest: &Manifest,
     diff_ids: &[Digest],
+    wanted: Wanted,
     progress: &ProgressSender,
 ) -> Result<(), ImageError> {
     let mut following = tokio::task::JoinSet::new();
     for (layer, diff_id) in manifest.layers.iter().zip(diff_ids) {
-        let (inner, source, layer, diff_id) = (inner.clone(), source.clone(), layer.clone(), *diff_id);
+        let (inner, origin, layer, diff_id) = (inner.clone(), origin.clone(), layer.clone(), *diff_id);
         let progress = progress.clone();
-        following.spawn(async move { follow(&inner, &source, &layer, diff_id, &progress).await });
+        following.spawn(async move { follow(&inner, &origin, &layer, diff_id, wanted, &progress).await });
     }
     let mut result = Ok(());
     while let Some(joined) = following.join_next().await {
@@ -114,14 +146,22 @@ async fn fetch_layers(
 
 async fn follow(
     inner: &Arc<Inner>,
-    source: &ImageSource,
+    origin: &Origin,
     layer: &Layer,
     diff_id: Digest,
+    wanted: Wanted,
     progress: &ProgressSender,
 ) -> Result<(), Arc<UnpackError>> {
     let mut was_running = false;
     loop {
-        let Some(mut status) = Layers::join(inner, source, layer, diff_id) else {
+        if let Some(served) = inner.lazy.get(&diff_id) {
+            let here = LayerProgress::cached(&layer.descriptor.digest, layer.descriptor.size);
+            if wanted == Wanted::Startable || served.completed().await {
+                progress.send(here);
+                return Ok(());
+            }
+        }
+        let Some(mut status) = Layers::join(inner, origin, layer, diff_id) else {
             if !was_running {
                 progress.send(LayerProgress::cached(&layer.descriptor.digest, layer.descriptor.size));
             }
@@ -222,7 +262,7 @@ fn read_trees(inner: &Inner, name: &str, diff_ids: &[Digest]) -> Result<HashMap<
         if trees.contains_key(diff_id) {
             continue;
         }
-        let path = inner.paths.index(diff_id);
+        let path = inner.index_path(diff_id);
         let front = read_front(&path)?;
         let index = |source| ImageError::Index { path: path.clone(), source };
         bytes += front_unpacked_bytes(&front).map_err(index)?;
@@ -235,7 +275,7 @@ fn read_trees(inner: &Inner, name: &str, diff_ids: &[Digest]) -> Result<HashMap<
 }
 
 /// Header and front part of an index.
-fn read_front(path: &Path) -> Result<Vec<u8>, ImageError> {
+pub(crate) fn read_front(path: &Path) -> Result<Vec<u8>, ImageError> {
     let file = File::open(path).map_err(ImageError::file("open", path))?;
     let mut front = vec![0; HEADER_BYTES];
     file.read_exact_at(&mut front, 0).map_err(ImageError::file("read", path))?;

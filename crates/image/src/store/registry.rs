@@ -7,32 +7,65 @@ use sampan_oci::digest::Digest;
 use sampan_oci::manifest::Descriptor;
 use sampan_oci::platform::Platform;
 use sampan_oci::reference::ImageSource;
-use sampan_registry::{BlobReader, Credentials, FetchError, RegistryClient, RegistryConfig, Resolved};
+use sampan_registry::{
+    BlobReader, Credentials, FetchError, RangeStream, RangedBlob, RegistryClient, RegistryConfig, Resolved,
+};
+use std::ops::Range;
 use tokio::runtime::Handle;
 
-pub(super) struct Client(RegistryClient);
+/// Where an image comes from, and as whom it is asked for.
+#[derive(Debug, Clone)]
+pub(crate) struct Origin {
+    pub(crate) source: ImageSource,
+    pub(crate) credentials: Credentials,
+}
+
+#[derive(Clone)]
+pub(crate) struct Client(RegistryClient);
 
 impl Client {
-    pub(super) fn new(config: RegistryConfig) -> Self {
+    pub(crate) fn new(config: RegistryConfig) -> Self {
         Self(RegistryClient::new(config))
     }
 
-    pub(super) async fn current_digest(&self, source: &ImageSource) -> Result<Digest, FetchError> {
-        let (client, source) = (self.0.clone(), source.clone());
-        let image = source.to_string();
-        apart(image, move || Handle::current().block_on(client.current_digest(&source, &Credentials::host()))).await
+    /// The client itself, for those whose calls need no detour.
+    pub(super) fn inner(&self) -> &RegistryClient {
+        &self.0
     }
 
-    pub(super) async fn resolve(&self, source: &ImageSource, platform: &Platform) -> Result<Resolved, FetchError> {
-        let (client, source, platform) = (self.0.clone(), source.clone(), platform.clone());
-        let image = source.to_string();
-        apart(image, move || Handle::current().block_on(client.resolve(&source, &platform, &Credentials::host()))).await
+    pub(super) async fn current_digest(&self, origin: &Origin) -> Result<Digest, FetchError> {
+        let (client, origin) = (self.0.clone(), origin.clone());
+        let image = origin.source.to_string();
+        let call = move || Handle::current().block_on(client.current_digest(&origin.source, &origin.credentials));
+        apart(image, call).await
     }
 
-    pub(super) async fn open_blob(&self, source: &ImageSource, blob: &Descriptor) -> Result<BlobReader, FetchError> {
-        let (client, source, blob) = (self.0.clone(), source.clone(), blob.clone());
-        let image = source.to_string();
-        apart(image, move || Handle::current().block_on(client.open_blob(&source, &blob, &Credentials::host()))).await
+    pub(super) async fn resolve(&self, origin: &Origin, platform: &Platform) -> Result<Resolved, FetchError> {
+        let (client, origin, platform) = (self.0.clone(), origin.clone(), platform.clone());
+        let image = origin.source.to_string();
+        let call = move || Handle::current().block_on(client.resolve(&origin.source, &platform, &origin.credentials));
+        apart(image, call).await
+    }
+
+    pub(super) async fn open_blob(&self, origin: &Origin, blob: &Descriptor) -> Result<BlobReader, FetchError> {
+        let (client, origin, blob) = (self.0.clone(), origin.clone(), blob.clone());
+        let image = origin.source.to_string();
+        let call = move || Handle::current().block_on(client.open_blob(&origin.source, &blob, &origin.credentials));
+        apart(image, call).await
+    }
+
+    /// Opens a blob for many random reads, and starts the first.
+    pub(crate) async fn ranged_blob(
+        &self,
+        origin: &Origin,
+        blob: &Descriptor,
+        first: Range<u64>,
+    ) -> Result<(RangedBlob, RangeStream), FetchError> {
+        let (client, origin, blob) = (self.0.clone(), origin.clone(), blob.clone());
+        let image = origin.source.to_string();
+        let call =
+            move || Handle::current().block_on(client.ranged_blob(&origin.source, &blob, first, &origin.credentials));
+        apart(image, call).await
     }
 }
 

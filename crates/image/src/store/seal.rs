@@ -77,6 +77,10 @@ pub(super) fn start(inner: &Arc<Inner>, id: Digest) {
 fn seal(inner: &Inner, id: &Digest) -> Result<(), ImageError> {
     let record = inner.catalog().record(id).cloned();
     let Some(record) = record.filter(|record| record.unsealed_boot.is_some()) else { return Ok(()) };
+    if !record.layers.iter().all(|layer| inner.has_blob(&layer.diff_id)) {
+        // It is sealed when its last layer is complete.
+        return Ok(());
+    }
     for layer in &record.layers {
         sync(&inner.paths.blob(&layer.diff_id))?;
         sync(&inner.paths.index(&layer.diff_id))?;

@@ -1,0 +1,129 @@
+//! Which layers of an image are mounted before they are here.
+
+use super::super::Inner;
+use super::{open_index, write_front};
+use crate::error::ImageError;
+use crate::index::LayerIndex;
+use crate::lazy::limits::LAZY_LAYER_BYTES_MIN;
+use crate::lazy::records::FileRecords;
+use crate::lazy::source::{PublishedImage, PublishedLayer, RecordSource, WantedImage};
+use sampan_kit::error_chain::ErrorChain;
+use sampan_oci::digest::Digest;
+use sampan_oci::manifest::Layer;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// A layer that is not here, and an index by which it can be used all the same.
+pub(crate) struct Plan {
+    pub(super) layer: Layer,
+    pub(super) diff_id: Digest,
+    pub(super) known: Known,
+}
+
+/// Where the index comes from.
+pub(super) enum Known {
+    /// Made on this node.
+    Own { path: PathBuf },
+    /// Published by somebody whom this node trusts.
+    Published(PublishedLayer),
+}
+
+/// What to do with an image that is not here.
+pub(crate) struct Choice {
+    /// One for each layer that is mounted before it is here; the others are pulled.
+    pub(crate) plans: Vec<Plan>,
+    pub(crate) published: Option<PublishedImage>,
+}
+
+/// Chooses. An image whose missing layers are small altogether is pulled: that takes no longer than its readers would wait.
+pub(crate) async fn plan(inner: &Arc<Inner>, wanted: &WantedImage) -> Choice {
+    let nothing = Choice { plans: Vec::new(), published: None };
+    if !inner.lazy.is_possible() {
+        return nothing;
+    }
+    let layers = || wanted.layers.iter().zip(&wanted.diff_ids);
+    let is_missing = |diff_id: &Digest| !inner.has_blob(diff_id) && inner.lazy.get(diff_id).is_none();
+    let missing: u64 = layers().filter(|(_, id)| is_missing(id)).map(|(layer, _)| layer.descriptor.size).sum();
+    if missing < inner.config.lazy_bytes_min {
+        return nothing;
+    }
+    let candidates: Vec<(Layer, Digest)> = layers()
+        .filter(|(layer, diff_id)| is_missing(diff_id) && layer.descriptor.size >= LAZY_LAYER_BYTES_MIN)
+        .map(|(layer, diff_id)| (layer.clone(), *diff_id))
+        .collect();
+    let (me, asked) = (inner.clone(), candidates.clone());
+    let own = tokio::task::spawn_blocking(move || asked.iter().map(|(layer, id)| me.own_index(layer, id)).collect());
+    let own: Vec<Option<PathBuf>> = own.await.unwrap_or_default();
+    let is_unknown = |at: usize| own.get(at).is_none_or(Option::is_none);
+    let mut published = None;
+    if let Some(source) = &inner.config.index_source
+        && (0..candidates.len()).any(is_unknown)
+    {
+        published = source.find(wanted).await;
+    }
+    let mut plans = Vec::new();
+    for ((layer, diff_id), own) in candidates.into_iter().zip(own) {
+        let known = match own {
+            Some(path) => Some(Known::Own { path }),
+            None => {
+                let number = wanted.diff_ids.iter().position(|id| *id == diff_id);
+                let theirs = published.as_mut().zip(number).and_then(|(image, at)| image.layers.get_mut(at)?.take());
+                theirs.filter(|theirs| inner.is_usable(&theirs.front, &layer, &diff_id)).map(Known::Published)
+            }
+        };
+        let is_new = !plans.iter().any(|plan: &Plan| plan.diff_id == diff_id);
+        if let Some(known) = known.filter(|_| is_new) {
+            plans.push(Plan { layer, diff_id, known });
+        }
+    }
+    let covered: u64 = plans.iter().map(|plan| plan.layer.descriptor.size).sum();
+    if covered < inner.config.lazy_bytes_min {
+        return nothing;
+    }
+    Choice { plans, published }
+}
+
+impl Inner {
+    /// The index of a layer that this node had before, if it is kept.
+    fn own_index(&self, layer: &Layer, diff_id: &Digest) -> Option<PathBuf> {
+        let path = self.paths.kept(diff_id);
+        let (index, ..) = match open_index(&path) {
+            Ok(opened) => opened,
+            Err(ImageError::File { .. }) => return None,
+            Err(error) => {
+                tracing::warn!(error = %ErrorChain(&error), "a kept index is dropped");
+                self.paths.remove(&path).ok();
+                return None;
+            }
+        };
+        self.is_usable(&index, layer, diff_id).then_some(path)
+    }
+
+    fn is_usable(&self, index: &LayerIndex, layer: &Layer, diff_id: &Digest) -> bool {
+        let is_meant = index.layer_digest == layer.descriptor.digest
+            && index.layer_bytes == layer.descriptor.size
+            && index.diff_id == *diff_id;
+        let blob_bytes = index.tree.blob_layout().1;
+        is_meant
+            && index.stream_bytes <= self.config.layer_bytes_max
+            && blob_bytes <= self.config.layer_bytes_max
+            && !self.is_quarantined(index)
+    }
+}
+
+impl Known {
+    /// Puts the index into a layer's folder, and opens it there.
+    pub(super) fn store(self, path: &Path) -> Result<(LayerIndex, u64, Arc<dyn RecordSource>), ImageError> {
+        match self {
+            Self::Own { path: kept } => {
+                std::fs::hard_link(&kept, path).map_err(ImageError::file("link", path))?;
+                let (index, front_end, file) = open_index(path)?;
+                Ok((index, front_end, Arc::new(FileRecords(file))))
+            }
+            Self::Published(PublishedLayer { front, front_end, records }) => {
+                write_front(path, &front)?;
+                Ok((front, front_end, records))
+            }
+        }
+    }
+}

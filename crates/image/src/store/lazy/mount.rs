@@ -1,0 +1,44 @@
+//! Mounting an image some of whose layers are still arriving.
+
+use super::super::mount::{attach, mount_image, mount_names};
+use super::super::paths::Paths;
+use super::Lazy;
+use crate::lazy::device::LazyDevice;
+use sampan_oci::digest::Digest;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::PoisonError;
+
+impl Lazy {
+    /// A detached mount of metadata and blobs. Where a layer is still arriving, its device reads over FUSE, and all others are
+    /// block devices, too: the kernel takes no mixture.
+    pub(crate) fn mount(&self, paths: &Paths, metadata: &Path, devices: &[Digest], acls: bool) -> io::Result<OwnedFd> {
+        let _shared = self.switching.read().unwrap_or_else(PoisonError::into_inner);
+        let arriving: Vec<_> = devices.iter().map(|diff_id| self.get(diff_id)).collect();
+        let blobs = || devices.iter().map(|diff_id| paths.blob(diff_id));
+        let Some(files) = self.files.as_ref().filter(|_| arriving.iter().any(Option::is_some)) else {
+            let files: Vec<PathBuf> = std::iter::once(metadata.to_owned()).chain(blobs()).collect();
+            return mount_image(&files, acls);
+        };
+        let metadata = attach(metadata, true)?;
+        let mut names = vec![metadata.path().to_owned()];
+        let (mut whole, mut lazy) = (vec![metadata], Vec::new());
+        for (served, blob) in arriving.iter().zip(blobs()) {
+            match served.as_ref().and_then(|served| Some((served.layer.number, served.file.as_ref()?))) {
+                Some((number, file)) => {
+                    let device = LazyDevice::attach(files, number, file).map_err(io::Error::other)?;
+                    names.push(device.path().to_owned());
+                    lazy.push(device);
+                }
+                None => {
+                    let device = attach(&blob, false)?;
+                    names.push(device.path().to_owned());
+                    whole.push(device);
+                }
+            }
+        }
+        // From here on the mount holds the devices.
+        mount_names(&names, if acls { &[] } else { &["noacl"] })
+    }
+}
