@@ -16,6 +16,8 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::mount::MountAttrFlags;
 
 use crate::mount::FsContext;
+use crate::process::apart;
+use crate::socket;
 
 const DEVICE: &str = "/dev/fuse";
 /// `FUSE_DEV_IOC_CLONE`: `_IOR(229, 0, uint32_t)`.
@@ -75,8 +77,19 @@ pub fn is_connected(queue: BorrowedFd<'_>) -> io::Result<bool> {
 }
 
 /// Opens a file of a mount for reading.
-pub fn open_file(mount: impl AsFd, name: &str) -> io::Result<OwnedFd> {
-    Ok(openat(mount, name, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty())?)
+///
+/// A process that serves the mount itself may be killed while it waits for its own answer, and that wait cannot be killed: it is
+/// done [apart](crate::process::apart).
+pub fn open_file(mount: BorrowedFd<'_>, name: &str) -> io::Result<OwnedFd> {
+    let (ours, theirs) = socket::pair()?;
+    apart(&[mount, theirs.as_fd()], || {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let file = openat(mount, name, flags, Mode::empty())?;
+        socket::send(theirs.as_fd(), b"f", &[file.as_fd()]).map(drop)
+    })?;
+    let mut files = Vec::new();
+    socket::receive(ours.as_fd(), &mut [0], &mut files)?;
+    files.pop().ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
 }
 
 fn open_queue() -> io::Result<OwnedFd> {

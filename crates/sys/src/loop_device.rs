@@ -7,7 +7,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -124,18 +124,33 @@ impl LoopDevice {
     /// # Errors
     /// `EINVAL` for a device that may be written, or a file of another size; `ENXIO` when the device was detached meanwhile.
     pub fn change_backing(&self, backing: BorrowedFd<'_>) -> io::Result<()> {
-        // SAFETY: LOOP_CHANGE_FD takes a descriptor by its number.
-        let result = unsafe { libc::ioctl(self.file.as_raw_fd(), LOOP_CHANGE_FD, backing.as_raw_fd()) };
-        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+        self.apart(&[backing], LOOP_CHANGE_FD, || {
+            libc::c_ulong::try_from(backing.as_raw_fd()).map_err(io::Error::other)
+        })
     }
 
     /// Reads past the page cache of the backing file, so that memory holds one copy, or through it. Waits for the reads that
     /// are under way; what of the file is not on the disk yet is written first. `EINVAL` where the file cannot be read so, or
     /// not in blocks as small as the device's.
     pub fn set_direct_io(&self, direct: bool) -> io::Result<()> {
-        // SAFETY: LOOP_SET_DIRECT_IO takes a number.
-        let result = unsafe { libc::ioctl(self.file.as_raw_fd(), LOOP_SET_DIRECT_IO, libc::c_ulong::from(direct)) };
-        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+        self.apart(&[], LOOP_SET_DIRECT_IO, || Ok(libc::c_ulong::from(direct)))
+    }
+
+    /// One ioctl(2) with a number, which waits for the reads that are under way. They may be this process' own to answer, which
+    /// may be killed meanwhile: see [`crate::process::apart`].
+    fn apart(
+        &self,
+        keep: &[BorrowedFd<'_>],
+        request: libc::c_ulong,
+        argument: impl FnOnce() -> io::Result<libc::c_ulong> + Send,
+    ) -> io::Result<()> {
+        let keep: Vec<BorrowedFd<'_>> = keep.iter().copied().chain([self.file.as_fd()]).collect();
+        crate::process::apart(&keep, || {
+            let argument = argument()?;
+            // SAFETY: the requests that this is called with take a number or a descriptor, and no memory.
+            let result = unsafe { libc::ioctl(self.file.as_raw_fd(), request, argument) };
+            if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+        })
     }
 
     /// The open device.

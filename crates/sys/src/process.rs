@@ -140,7 +140,8 @@ fn signal_set(signals: &[i32]) -> libc::sigset_t {
 
 /// Closes every descriptor from 3 up that is not in `keep` (`close_range(2)`).
 ///
-/// Only for a process that will never again use, nor drop, an owner of the descriptors that are closed: a fresh fork.
+/// Only for a table of descriptors whose process or thread will never again use, nor drop, an owner of those that are closed: that
+/// of a fresh fork, or of a thread that has left the common one.
 pub fn close_all_except(keep: &[RawFd]) {
     let mut keep: Vec<u32> = keep.iter().filter_map(|fd| u32::try_from(*fd).ok()).filter(|fd| *fd > 2).collect();
     keep.sort_unstable();
@@ -157,6 +158,26 @@ pub fn close_all_except(keep: &[RawFd]) {
 fn close_range(first: u32, last: u32) {
     // SAFETY: the caller of `close_all_except` promises that no owner of these descriptors is used again.
     unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+}
+
+/// Runs `work` on a thread of its own that has no descriptors but copies of `keep` and the standard streams, and waits for it.
+///
+/// For what may wait in the kernel, beyond the reach of SIGKILL, for this very process: a killed process closes its descriptors
+/// when the last thread that shares them is gone, and until then its sockets and locks are not free for a successor. This thread
+/// does not share them. What `work` opens is gone with it, unless it is sent away.
+pub fn apart<T: Send>(keep: &[BorrowedFd<'_>], work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    let keep: Vec<RawFd> = keep.iter().map(AsRawFd::as_raw_fd).collect();
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("apart".to_owned()).spawn_scoped(scope, || {
+            // SAFETY: no memory is passed; the thread's own copy of the table has the same open descriptors.
+            if unsafe { libc::unshare(libc::CLONE_FILES) } != 0 {
+                return Err(io::Error::last_os_error());
+            }
+            close_all_except(&keep);
+            work()
+        })?;
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }
 
 /// Makes `descriptor` the given standard stream (0, 1 or 2) of this process.

@@ -47,6 +47,10 @@ const REQUEST_HEADER_BYTES: usize = 40;
 /// How long the kernel may believe names and attributes: they do not change while a file is served.
 const VALID_SECONDS: u64 = 10 * 365 * 86_400;
 const BLOCK_BYTES: u32 = 4096;
+/// `FOPEN_NOFLUSH`.
+const OPEN_WITHOUT_FLUSH: u32 = 1 << 5;
+/// `FOPEN_KEEP_CACHE`.
+const OPEN_WITH_CACHE: u32 = 1 << 1;
 const NAME_BYTES_MAX: u32 = 255;
 
 /// A request.
@@ -231,11 +235,14 @@ pub fn attributes_answer(unique: u64, attributes: Attributes) -> Vec<u8> {
     body.finish()
 }
 
-/// The answer to an open, header included (`struct fuse_open_out`): through the page cache, which is emptied first.
+/// The answer to an open, header included (`struct fuse_open_out`): through the page cache.
+///
+/// What is cached stays: emptying the cache would wait for pages that are still to be read, and those may wait for a server that
+/// opens the file first. Closing is never told (`FLUSH`): a killed server that has files of its own open would wait for itself.
 #[must_use]
 pub fn open_answer(unique: u64) -> Vec<u8> {
     let mut body = Body::new(unique);
-    body.u64(0).u32(0).u32(0);
+    body.u64(0).u32(OPEN_WITHOUT_FLUSH | OPEN_WITH_CACHE).u32(0);
     body.finish()
 }
 

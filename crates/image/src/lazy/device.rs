@@ -1,0 +1,80 @@
+//! Loop devices over incomplete blobs, and their way to local files.
+//!
+//! ```text
+//!  EROFS ── loop device ── direct I/O ──▶ file over FUSE      while incomplete
+//!                      └── LOOP_CHANGE_FD ──▶ the local blob  once complete, under the live mount
+//! ```
+//!
+//! - **Direct I/O.** A loop device that reads through the page cache of the file behind it does so in one worker: a read that
+//!   waits for the network would hold up every other one of that blob. With direct I/O reads are under way side by side, and
+//!   FUSE keeps no pages of its own ([decision 11](../../../../docs/decisions/0011-lazy-files.md)).
+//! - **Found again.** The kernel tells which file is behind a device, also when that file's FUSE connection is dead. Devices are
+//!   shared by every mount of the same blob, whichever service made them, and go by themselves with the last.
+//! - **Concurrency.** Changing what is behind a device waits for the reads that are under way: never do it on a thread that
+//!   answers them.
+
+#[cfg(test)]
+mod tests;
+
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use sampan_sys::loop_device::{self, LoopDevice, LoopOptions};
+
+use super::connection::{FuseError, LazyFiles};
+
+/// A read-only loop device over a file of [`LazyFiles`]. The kernel detaches it when this and every mount of it are gone.
+#[derive(Debug)]
+pub(crate) struct LazyDevice {
+    device: LoopDevice,
+}
+
+impl LazyDevice {
+    /// The device of this number: one that is left from an earlier service, or a new one. `file` is what
+    /// [`LazyFiles::add`] opened.
+    ///
+    /// Devices that are left from a connection that is no more are moved to `file` first, all of them.
+    pub(crate) fn attach(files: &LazyFiles, number: u64, file: &File) -> Result<Self, FuseError> {
+        let survivors = survivors(files, number)?;
+        if !files.is_inherited() {
+            for device in &survivors {
+                device.change_backing(file.as_fd()).map_err(FuseError::device("mend the"))?;
+            }
+        }
+        if let Some(device) = survivors.into_iter().next() {
+            return Ok(Self { device });
+        }
+        let options = LoopOptions { read_only: true, block_bytes: 4096, direct_io: true };
+        let device = LoopDevice::attach(file.as_fd(), options).map_err(FuseError::device("attach the"))?;
+        device.set_read_ahead(0).map_err(FuseError::device("tune the"))?;
+        Ok(Self { device })
+    }
+
+    /// Its node, to mount from.
+    pub(crate) fn path(&self) -> &Path {
+        self.device.path()
+    }
+
+    /// The device itself.
+    pub(crate) fn device(&self) -> &LoopDevice {
+        &self.device
+    }
+}
+
+/// Puts the complete blob `local`, of the same size, behind every device of this number, this service's and those left from
+/// earlier ones; gives the devices, for whoever knows how devices of complete blobs are tuned. They read directly still.
+///
+/// Nothing reads the file of that number through them afterwards. Blocks until reads that are under way have their answers.
+pub(crate) fn switch_devices(files: &LazyFiles, number: u64, local: &File) -> Result<Vec<LoopDevice>, FuseError> {
+    let devices = survivors(files, number)?;
+    for device in &devices {
+        device.change_backing(local.as_fd()).map_err(FuseError::device("give the local file to the"))?;
+    }
+    Ok(devices)
+}
+
+fn survivors(files: &LazyFiles, number: u64) -> Result<Vec<LoopDevice>, FuseError> {
+    let path = files.backing_path(number);
+    loop_device::find(|backing| backing == path).map_err(FuseError::device("look for the"))
+}
