@@ -14,16 +14,17 @@ const LAYERS: [&[&str]; 6] = [
     &["kit", "sys"],
     &["erofs", "oci", "placement", "wire"],
     &["registry", "image", "network", "agent", "sandbox", "store", "streaming"],
-    &["runtime", "apiserver", "controllers", "node"],
+    &["runtime", "apiserver", "controllers", "node", "cri"],
     &["sampan"],
     &["e2e", "bench", "fuzz-targets", "xtask"],
 ];
 
 /// Dependencies inside a layer that are meant: who, whom, and why.
-const SIDEWAYS: [(&str, &str, &str); 7] = [
+const SIDEWAYS: [(&str, &str, &str); 8] = [
     ("image", "registry", "the image store pulls, and the client has no other user"),
     ("sandbox", "agent", "the zygote, which is a mode of the sandbox room, becomes the agent"),
     ("node", "runtime", "the slim kubelet drives pods through the runtime, as a kubelet does through CRI"),
+    ("cri", "runtime", "the container runtime interface is how a kubelet drives pods through the runtime"),
     ("node", "apiserver", "the node implements the API server's link to it, in process"),
     ("controllers", "apiserver", "the scheduler admits pods inside the API server's transaction"),
     ("bench", "e2e", "what is measured are the images and the registry that the tests run on"),
