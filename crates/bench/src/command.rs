@@ -142,11 +142,14 @@ fn wait_until_readable(descriptor: BorrowedFd<'_>, begin: Instant, waiting: Wait
     }
 }
 
+/// The last of what was said, where programs say why they fail.
 fn text(file: &mut File) -> Result<String> {
+    const SHOWN_BYTES: usize = 800;
     file.rewind()?;
     let mut bytes = Vec::new();
     file.read_to_end(&mut bytes)?;
-    Ok(String::from_utf8_lossy(&bytes).trim().to_owned())
+    let shown = bytes.len().saturating_sub(SHOWN_BYTES);
+    Ok(String::from_utf8_lossy(bytes.get(shown..).unwrap_or_default()).trim().to_owned())
 }
 
 /// The command as one would type it.

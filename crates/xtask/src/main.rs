@@ -10,7 +10,8 @@ mod vm;
 use std::io::Write;
 use std::process::ExitCode;
 
-const USAGE: &str = "usage: cargo xtask tidy | bench [image] [OPTION…] | fuzz-smoke [--seconds N] [TARGET] | vm [OPTION…]
+const USAGE: &str =
+    "usage: cargo xtask tidy | bench [image] [OPTION…] | fuzz-smoke [--seconds N] [TARGET] | vm [OPTION…]
 
   tidy        check layers, sources, licences, duplicate crates and papers
   bench       measure beside containerd, podman and runc; see cargo xtask bench --help

@@ -127,7 +127,7 @@ pub(crate) fn all(compressed: impl Fn(&Subject) -> u64) -> Vec<Bound> {
                 bounds.push(Bound::time("indexed", cell(Who::Index), &[Who::Containerd], 0.15));
             }
             for who in Who::INDEXED {
-                bounds.push(Bound::time("indexed", cell(who), &[Who::Containerd], 1.0));
+                bounds.push(Bound::time("indexed", cell(who), &[Who::Containerd, Who::ContainerdErofs], 1.0));
                 bounds.push(Bound::time("indexed", cell(who), &[Who::Plain], 1.0));
             }
         }

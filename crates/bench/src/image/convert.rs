@@ -70,7 +70,11 @@ fn through_containerd(site: &Site, who: Who, pushed: &Pushed, from: &str, to: &s
     containerd.start()?;
     run(containerd.ctr().args(["images", "pull", "--plain-http", from]))?;
     match who {
-        Who::Stargz => run(containerd.ctr().args(["images", "convert", "--oci", "--estargz", from, to]))?,
+        Who::Stargz => {
+            let mut command = client(&program("ctr-remote")?, &containerd);
+            command.args(["images", "convert", "--oci", "--estargz", from, to]);
+            run(&mut command)?;
+        }
         Who::StargzOptimized => {
             let words = serde_json::to_string(pushed.subject.ready.words)?;
             let mut command = client(&program("ctr-remote")?, &containerd);

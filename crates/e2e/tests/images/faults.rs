@@ -11,7 +11,7 @@ use sampan_e2e::service::Service;
 const NOISE_BYTES: usize = 18 << 20;
 
 /// busybox and a layer that no other image has, and that no packing makes smaller; with the digest of the file in it.
-fn noisy(seed: u64) -> Result<(Image, String)> {
+pub(crate) fn noisy(seed: u64, compression: Compression) -> Result<(Image, String)> {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(seed + 1);
     let mut noise = Vec::with_capacity(NOISE_BYTES);
     while noise.len() < NOISE_BYTES {
@@ -23,7 +23,7 @@ fn noisy(seed: u64) -> Result<(Image, String)> {
     }
     let digest = image::digest(&noise).trim_start_matches("sha256:").to_owned();
     let tar = TarWriter::in_memory().file("noise", 0o644, noise).into_bytes();
-    let layer = Layer::new(&tar, Compression::None)?;
+    let layer = Layer::new(&tar, compression)?;
     Ok((busybox::builder(Compression::Gzip)?.layer(layer).build(), digest))
 }
 
@@ -37,7 +37,7 @@ struct Site {
 impl Site {
     fn new(service: &Service, name: &str) -> Result<Self> {
         let seed = name.bytes().fold(0_u64, |seed, byte| seed.wrapping_mul(31).wrapping_add(byte.into()));
-        let (image, digest) = noisy(seed)?;
+        let (image, digest) = noisy(seed, Compression::None)?;
         let registry = UnrulyRegistry::in_front_of(service.registry.address())?;
         let name = format!("unruly/{name}:1");
         service.registry.push(&image, &name)?;
