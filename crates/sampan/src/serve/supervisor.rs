@@ -1,15 +1,21 @@
 //! The supervisor: starts zygote and daemon, restarts what dies, and does as little else as possible.
 //!
 //! One thread, one `poll`. It holds the zygote's listening socket, so that a new zygote answers at the old address, and
-//! the lock that keeps a second service off the same folders. It is the subreaper of agents whose zygote died.
+//! the lock that keeps a second service off the same folders. It is the subreaper of agents whose zygote died. It holds what
+//! must not be closed when the daemon dies (the FUSE connection of incomplete images, every queue of it) and hands it down
+//! to the next daemon; what that is, it does not know.
+//!
+//! SIGHUP makes it stop its children and become the program that is installed now, with all that it holds: an upgrade.
 //!
 //! # Failure
 //! A child that dies is started again after a growing delay. Only a daemon that fails before it was ever ready ends
 //! the service: then the configuration is wrong, and the daemon has said how.
 
+mod upgrade;
+
 use std::fs::File;
 use std::io::{self, Read as _};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
@@ -21,16 +27,21 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, set_child_subreaper, wait};
 use sampan_kit::backoff::Backoff;
+use sampan_sys::keeper::KeptDescriptors;
 use sampan_sys::process::{drain_signals, signal_descriptor};
 use sampan_sys::socket::{self, Kind};
 
-use crate::cli::serve::ServeArgs;
+use crate::cli::serve::{ServeArgs, ServeRole};
 use crate::output;
 
 /// First and longest delay before a dead child is started again.
 const RESTART_DELAY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(10));
 /// A child that lived this long starts the delays over.
 const RESTART_FORGIVEN_AFTER: Duration = Duration::from_secs(60);
+/// How long a daemon that has closed its end of everything may take to be gone.
+const SILENCE_MAX: Duration = Duration::from_millis(300);
+/// How long a killed child is waited for at the end of the service.
+const KILLED_MAX: Duration = Duration::from_secs(5);
 /// How long the daemon may take to stop by itself.
 const STOP_DEADLINE: Duration = Duration::from_secs(20);
 
@@ -50,9 +61,14 @@ pub(crate) fn run(args: &ServeArgs) -> anyhow::Result<()> {
     remove_stale(&path)?;
     let zygote_socket =
         socket::listen(&path, Kind::Packet).with_context(|| format!("serve: cannot listen on {}", path.display()))?;
-    let deaths = signal_descriptor(&[Signal::CHILD.as_raw()]).context("serve: cannot listen for signals")?;
-    let stops = signal_descriptor(&[Signal::TERM.as_raw(), Signal::INT.as_raw()])
-        .context("serve: cannot listen for signals")?;
+    let listen =
+        |signals: &[Signal]| signal_descriptor(&signals.iter().map(|signal| signal.as_raw()).collect::<Vec<_>>());
+    let cannot = "serve: cannot listen for signals";
+    let signals = Signals {
+        deaths: listen(&[Signal::CHILD]).context(cannot)?,
+        stops: listen(&[Signal::TERM, Signal::INT]).context(cannot)?,
+        upgrades: listen(&[Signal::HUP]).context(cannot)?,
+    };
     let (ready, ready_writer) = io::pipe().context("serve: cannot make a pipe")?;
     let zygote = Process::new(Part::Zygote);
     let mut supervisor = Supervisor {
@@ -61,8 +77,18 @@ pub(crate) fn run(args: &ServeArgs) -> anyhow::Result<()> {
         ready_writer: ready_writer.into(),
         children: [zygote, Process::new(Part::Daemon)],
         ever_ready: false,
+        kept: upgrade::inherited().context("serve: cannot take over what the version before held")?,
+        daemon_socket: None,
+        silent_since: None,
     };
-    supervisor.serve(&deaths, &stops, ready)
+    supervisor.serve(&signals, ready)
+}
+
+/// Descriptors that report signals.
+struct Signals {
+    deaths: OwnedFd,
+    stops: OwnedFd,
+    upgrades: OwnedFd,
 }
 
 /// Which child.
@@ -115,25 +141,34 @@ struct Supervisor {
     ready_writer: OwnedFd,
     children: [Process; 2],
     ever_ready: bool,
+    kept: KeptDescriptors,
+    /// Where the daemon says what is to be kept.
+    daemon_socket: Option<OwnedFd>,
+    /// Since when a daemon that is not reaped has that closed.
+    silent_since: Option<Instant>,
 }
 
 impl Supervisor {
-    fn serve(&mut self, deaths: &OwnedFd, stops: &OwnedFd, mut ready: io::PipeReader) -> anyhow::Result<()> {
+    fn serve(&mut self, signals: &Signals, mut ready: io::PipeReader) -> anyhow::Result<()> {
         loop {
             self.start_due()?;
-            let due = self.children.iter().filter_map(|process| process.due).min();
+            let silent_until = self.silent_since.map(|since| since + SILENCE_MAX);
+            let due = self.children.iter().filter_map(|process| process.due).chain(silent_until).min();
             let wait = due.map(|due| due.saturating_duration_since(Instant::now()));
             let timeout = wait.map(|wait| Timespec {
                 tv_sec: i64::try_from(wait.as_secs()).unwrap_or(1),
                 tv_nsec: i64::from(wait.subsec_nanos()),
             });
-            let mut polled =
-                [deaths.as_fd(), stops.as_fd(), ready.as_fd()].map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
+            let awaited = [signals.deaths.as_fd(), signals.stops.as_fd(), signals.upgrades.as_fd(), ready.as_fd()];
+            let awaited = awaited.into_iter().chain(self.daemon_socket.as_ref().map(AsFd::as_fd));
+            let mut polled: Vec<_> = awaited.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
             match poll(&mut polled, timeout.as_ref()) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error).context("serve: cannot wait for events"),
             }
-            let [died, stopped, became_ready] = polled.map(|polled| polled.revents().contains(PollFlags::IN));
+            let happened: Vec<bool> = polled.iter().map(|polled| !polled.revents().is_empty()).collect();
+            let [died, stopped, upgraded, became_ready, ..] = happened[..] else { continue };
+            self.hear();
             if became_ready {
                 let mut byte = [0];
                 ready.read_exact(&mut byte).context("serve: cannot hear from the daemon")?;
@@ -142,9 +177,13 @@ impl Supervisor {
             if stopped {
                 return self.stop();
             }
-            if died && drain_signals(deaths.as_fd()) {
+            if upgraded && drain_signals(signals.upgrades.as_fd()) {
+                self.upgrade()?;
+            }
+            if died && drain_signals(signals.deaths.as_fd()) {
                 self.reap()?;
             }
+            self.replace_silent()?;
         }
     }
 
@@ -153,7 +192,12 @@ impl Supervisor {
             self.ever_ready = true;
             let socket = self.args.run_dir.join("sampan.sock");
             let kubeconfig = self.args.data_dir.join("kubeconfig");
-            output::note(&format!("ready; socket {}, kubeconfig {}", socket.display(), kubeconfig.display()));
+            match self.args.cri_socket().filter(|_| self.args.role == ServeRole::Cri) {
+                Some(socket) => output::note(&format!("ready; container runtime interface {}", socket.display())),
+                None => {
+                    output::note(&format!("ready; socket {}, kubeconfig {}", socket.display(), kubeconfig.display()));
+                }
+            }
             notify_systemd()?;
         }
         Ok(())
@@ -174,19 +218,63 @@ impl Supervisor {
         Ok(())
     }
 
-    fn start(&self, part: Part) -> anyhow::Result<Child> {
-        let (name, descriptor) = match part {
-            Part::Zygote => ("zygote", &self.zygote_socket),
-            Part::Daemon => ("ready", &self.ready_writer),
-        };
+    fn start(&mut self, part: Part) -> anyhow::Result<Child> {
+        if part == Part::Zygote {
+            return self.spawn(part, &[("zygote", self.zygote_socket.as_fd())]);
+        }
+        // What the one before has said last counts for this one.
+        self.hear();
+        let (ours, theirs) = socket::pair().context("serve: cannot make a pair of sockets")?;
+        self.kept.hand_down(ours.as_fd()).context("serve: cannot hand down what the daemon before has left")?;
+        self.daemon_socket = Some(ours);
+        self.spawn(part, &[("ready", self.ready_writer.as_fd()), ("keeper", theirs.as_fd())])
+    }
+
+    fn spawn(&self, part: Part, handed_down: &[(&str, BorrowedFd<'_>)]) -> anyhow::Result<Child> {
         // Our own image, not what a newer installation may have put at its path: parts of one service match.
         let mut command = Command::new("/proc/self/exe");
-        command.arg0("sampan").args(["internal", part.role()]).args(self.args.to_words());
-        command.args(["--descriptor", &format!("{name}={}", descriptor.as_raw_fd())]);
-        rustix::io::fcntl_setfd(descriptor, rustix::io::FdFlags::empty())?;
+        command.arg0("sampan").args(["internal", part.role()]).args(self.args.to_words()).env_remove(upgrade::VARIABLE);
+        for (name, descriptor) in handed_down {
+            command.args(["--descriptor", &format!("{name}={}", descriptor.as_raw_fd())]);
+            rustix::io::fcntl_setfd(descriptor, rustix::io::FdFlags::empty())?;
+        }
         let spawned = command.spawn();
-        rustix::io::fcntl_setfd(descriptor, rustix::io::FdFlags::CLOEXEC)?;
+        for (_, descriptor) in handed_down {
+            rustix::io::fcntl_setfd(descriptor, rustix::io::FdFlags::CLOEXEC)?;
+        }
         spawned.with_context(|| format!("serve: cannot start the {}", part.role()))
+    }
+
+    /// Takes down what the daemon has said so far about what is to be kept; a dead one's last words too.
+    fn hear(&mut self) {
+        while let Some(socket) = &self.daemon_socket {
+            match self.kept.drain(socket.as_fd()) {
+                Ok(true) => return,
+                Ok(false) => {
+                    self.daemon_socket = None;
+                    self.silent_since = Some(Instant::now());
+                }
+                Err(error) => {
+                    output::note(&format!("what the daemon wants kept is not kept: {error}"));
+                    if error.kind() != io::ErrorKind::InvalidData {
+                        self.daemon_socket = None;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Starts the successor of a daemon that is dead but for a thread that the kernel holds. It may wait for an answer over FUSE
+    /// that only the successor can give, so waiting for its end would be waiting for ever.
+    fn replace_silent(&mut self) -> anyhow::Result<()> {
+        let is_overdue = self.silent_since.is_some_and(|since| since.elapsed() >= SILENCE_MAX);
+        let [_, daemon] = &mut self.children;
+        let Some(pid) = daemon.pid().filter(|_| is_overdue) else { return Ok(()) };
+        output::note(&format!("the daemon (process {}) ends slowly; starting another", pid.as_raw_nonzero()));
+        kill_process(pid, Signal::KILL).context("serve: cannot kill the daemon")?;
+        daemon.died();
+        self.silent_since = None;
+        Ok(())
     }
 
     /// Reaps every dead child, ours and agents that fell to us.
@@ -195,6 +283,9 @@ impl Supervisor {
             let status = std::os::unix::process::ExitStatusExt::from_raw(status.as_raw());
             let Some(process) = self.children.iter_mut().find(|process| process.pid() == Some(pid)) else { continue };
             process.died();
+            if process.part == Part::Daemon {
+                self.silent_since = None;
+            }
             self.mourn(pid, status)?;
         }
         Ok(())
@@ -235,14 +326,20 @@ impl Supervisor {
 fn wait_until(child: &mut Child, deadline: Instant) -> anyhow::Result<()> {
     let pid = Pid::from_raw(i32::try_from(child.id()).unwrap_or(0)).context("serve: a child without a number")?;
     let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())?;
-    let left = deadline.saturating_duration_since(Instant::now());
-    let timeout =
-        Timespec { tv_sec: i64::try_from(left.as_secs()).unwrap_or(1), tv_nsec: i64::from(left.subsec_nanos()) };
-    let ended = poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&timeout)).unwrap_or(0);
-    if ended == 0 {
+    if !ends_within(&pidfd, deadline.saturating_duration_since(Instant::now())) {
         child.kill().context("serve: cannot kill the daemon")?;
+        if !ends_within(&pidfd, KILLED_MAX) {
+            // The kernel holds a thread of it that waits for what ends with this process.
+            return Ok(());
+        }
     }
     child.wait().map(drop).context("serve: cannot wait for a child")
+}
+
+fn ends_within(pidfd: &OwnedFd, left: Duration) -> bool {
+    let timeout =
+        Timespec { tv_sec: i64::try_from(left.as_secs()).unwrap_or(1), tv_nsec: i64::from(left.subsec_nanos()) };
+    poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&timeout)).is_ok_and(|ended| ended > 0)
 }
 
 fn make_folder(path: &Path, mode: u32) -> anyhow::Result<()> {
