@@ -77,7 +77,7 @@ pub(crate) fn fill_dependent(kind: &str, value: &mut Value) {
 
 fn fill_pod(pod: &mut Value) {
     let host_network = pod["spec"]["hostNetwork"] == true;
-    for list in ["initContainers", "containers"] {
+    for list in ["initContainers", "containers", "ephemeralContainers"] {
         let Some(containers) = pod["spec"].get_mut(list).and_then(Value::as_array_mut) else { continue };
         for container in containers.iter_mut().filter_map(Value::as_object_mut) {
             fill_container(container, host_network);

@@ -112,6 +112,9 @@ impl Front {
             (Some("exec" | "attach"), &Method::GET | &Method::POST) => {
                 return self.stream(request, target, query).await;
             }
+            (Some("portforward"), &Method::GET | &Method::POST) => {
+                return self.forward(request, target, query).await;
+            }
             (Some("log"), &Method::GET) => return self.log(target, query).await,
             (Some("proxy"), _) => return self.proxy(request, target).await,
             (None, &Method::GET) if target.name.is_none() && query.flag("watch")? => {
@@ -137,7 +140,11 @@ fn verb(method: &Method, target: &Target<'_>, query: &Query) -> Result<&'static 
     let verb = match (method, target.name.is_some()) {
         (&Method::GET, false) if query.flag("watch")? => "watch",
         (&Method::GET, false) => "list",
-        (&Method::GET, true) if matches!(target.subresource.as_deref(), Some("exec" | "attach" | "proxy")) => "connect",
+        (&Method::GET, true)
+            if matches!(target.subresource.as_deref(), Some("exec" | "attach" | "portforward" | "proxy")) =>
+        {
+            "connect"
+        }
         (&Method::GET, true) => "get",
         (&Method::POST, false) => "create",
         (&Method::POST, true) if target.subresource.is_some() => "create",

@@ -1,12 +1,13 @@
 //! The API server's view of the node: what only the node can answer.
 
 use std::io;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use http::StatusCode;
-use sampan_streaming::RemoteStreams;
+use sampan_streaming::{PortConnector, RemoteStreams};
 
 use crate::body::Body;
 use crate::error::ApiError;
@@ -112,6 +113,9 @@ pub trait NodeLink: Send + Sync + 'static {
 
     /// Attaches to a container's own process.
     async fn attach(&self, pod: &PodRef, options: AttachOptions) -> Result<RemoteStreams, NodeLinkError>;
+
+    /// What makes connections to the pod's own loopback.
+    async fn port_forward(&self, pod: &PodRef) -> Result<Arc<dyn PortConnector>, NodeLinkError>;
 
     /// The node's own endpoints; the path is what stood after `…/proxy`, beginning with `/`.
     async fn proxy(&self, request: http::Request<Body>) -> http::Response<Body>;

@@ -8,18 +8,28 @@ use serde_json::{Value, json};
 use crate::error::Fault;
 
 const CONTAINER_LISTS: [&str; 2] = ["initContainers", "containers"];
+const EPHEMERAL: &str = "ephemeralContainers";
 
 /// All containers with the path of each, init containers first.
 fn containers(pod: &Value) -> impl Iterator<Item = (String, &Value)> {
-    CONTAINER_LISTS.into_iter().flat_map(move |list| {
-        let items = pod["spec"][list].as_array().map(Vec::as_slice).unwrap_or_default();
+    in_lists(pod, &CONTAINER_LISTS)
+}
+
+/// The same with those that were put in later.
+fn all_containers(pod: &Value) -> impl Iterator<Item = (String, &Value)> {
+    in_lists(pod, &["initContainers", "containers", EPHEMERAL])
+}
+
+fn in_lists<'pod>(pod: &'pod Value, lists: &'static [&'static str]) -> impl Iterator<Item = (String, &'pod Value)> {
+    lists.iter().flat_map(move |list| {
+        let items = pod["spec"][*list].as_array().map(Vec::as_slice).unwrap_or_default();
         items.iter().enumerate().map(move |(index, one)| (format!("spec.{list}[{index}]"), one))
     })
 }
 
 /// Whether the pod has a container of that name.
 pub(crate) fn has_container(pod: &Value, name: &str) -> bool {
-    containers(pod).any(|(_, container)| container["name"] == name)
+    all_containers(pod).any(|(_, container)| container["name"] == name)
 }
 
 /// Names of all containers.
@@ -33,7 +43,7 @@ pub(crate) fn validate(pod: &Value, faults: &mut Vec<Fault>) {
         pod["spec"]["volumes"].as_array().into_iter().flatten().filter_map(|volume| volume["name"].as_str()).collect();
     let mut names = HashSet::new();
     let mut host_ports = HashSet::new();
-    for (path, container) in containers(pod) {
+    for (path, container) in all_containers(pod) {
         if let Some(name) = container["name"].as_str()
             && !names.insert(name)
             && !faults.iter().any(|fault| fault.field == format!("{path}.name"))
@@ -121,6 +131,93 @@ pub(crate) fn validate_update(old: &Value, new: &Value) -> Vec<Fault> {
         }
     }
     if adapted == *before { Vec::new() } else { vec![Fault::forbidden("spec", WHY)] }
+}
+
+/// What a new pod may not have yet.
+pub(crate) fn validate_new(pod: &Value) -> Vec<Fault> {
+    let has_any = pod["spec"][EPHEMERAL].as_array().is_some_and(|list| !list.is_empty());
+    let fault = || Fault::forbidden(format!("spec.{EPHEMERAL}"), "cannot be set on create");
+    has_any.then(fault).into_iter().collect()
+}
+
+/// What a change of `ephemeralcontainers` may not: the list only grows, by containers that claim nothing of the pod's.
+pub(crate) fn validate_ephemeral(old: &Value, new: &Value) -> Vec<Fault> {
+    const CLAIMS: [&str; 7] =
+        ["ports", "livenessProbe", "readinessProbe", "startupProbe", "lifecycle", "resizePolicy", "restartPolicy"];
+    let list = |pod: &Value| pod["spec"][EPHEMERAL].as_array().cloned().unwrap_or_default();
+    let (before, after) = (list(old), list(new));
+    let mut faults = Vec::new();
+    for known in &before {
+        if !after.contains(known) {
+            let why = format!("existing ephemeral containers {} may not be changed or removed", known["name"]);
+            faults.push(Fault::forbidden(format!("spec.{EPHEMERAL}"), &why));
+        }
+    }
+    for (index, one) in after.iter().enumerate().filter(|(_, one)| !before.contains(one)) {
+        let path = |field: &str| format!("spec.{EPHEMERAL}[{index}].{field}");
+        for claim in CLAIMS.into_iter().filter(|claim| one.get(claim).is_some()) {
+            faults.push(Fault::forbidden(path(claim), "cannot be set for an Ephemeral Container"));
+        }
+        if one["resources"].as_object().is_some_and(|resources| !resources.is_empty()) {
+            faults.push(Fault::forbidden(path("resources"), "cannot be set for an Ephemeral Container"));
+        }
+        let target = one["targetContainerName"].as_str().filter(|target| !target.is_empty());
+        if let Some(target) = target
+            && !containers(new).any(|(_, container)| container["name"] == target)
+        {
+            let field = path("targetContainerName");
+            faults.push(Fault { reason: "FieldValueNotFound", field, message: format!("Not found: {target:?}") });
+        }
+    }
+    faults
+}
+
+/// Takes over what the containers of `wanted` may use, and the rest of `wanted` not.
+pub(crate) fn take_resources(next: &mut Value, wanted: &mut Value) {
+    for list in CONTAINER_LISTS {
+        let wanted = wanted["spec"][list].as_array().cloned().unwrap_or_default();
+        for container in next["spec"].get_mut(list).and_then(Value::as_array_mut).into_iter().flatten() {
+            let Some(wanted) = wanted.iter().find(|wanted| wanted["name"] == container["name"]) else { continue };
+            for field in ["resources", "resizePolicy"] {
+                match (wanted.get(field), container.as_object_mut()) {
+                    (Some(value), Some(container)) => drop(container.insert(field.to_owned(), value.clone())),
+                    _ => {}
+                }
+            }
+        }
+    }
+}
+
+/// What a resize may not: other amounts than of processor and memory, or another class of service.
+pub(crate) fn validate_resize(old: &Value, new: &Value) -> Vec<Fault> {
+    let mut faults = Vec::new();
+    for ((path, now), (_, then)) in containers(new).zip(containers(old)) {
+        for kind in ["limits", "requests"] {
+            let others = |container: &Value| {
+                let mut map = container["resources"][kind].as_object().cloned().unwrap_or_default();
+                map.retain(|name, _| name != "cpu" && name != "memory");
+                map
+            };
+            if others(now) != others(then) {
+                let why = "only cpu and memory resources are mutable";
+                faults.push(Fault::forbidden(format!("{path}.resources.{kind}"), why));
+            }
+            let taken_away =
+                |name: &&str| then["resources"][kind].get(name).is_some() && now["resources"][kind].get(name).is_none();
+            for name in ["cpu", "memory"].into_iter().filter(taken_away) {
+                let why = format!("{name} cannot be removed");
+                faults.push(Fault::forbidden(format!("{path}.resources.{kind}"), &why));
+            }
+        }
+    }
+    if qos_class(old) != qos_class(new) {
+        let why = "Pod QOS Class may not change as a result of resizing";
+        faults.push(Fault::invalid("spec.containers", &json!(qos_class(new)), why));
+    }
+    if is_finished(old) {
+        faults.push(Fault::forbidden("spec.containers", "a pod that has ended cannot be resized"));
+    }
+    faults
 }
 
 /// The status of a pod that has just been created.

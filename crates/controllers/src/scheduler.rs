@@ -30,6 +30,8 @@ struct State {
     nodes: BTreeMap<String, Node>,
     /// By `namespace/name`. A name may pass to a younger pod before the older one's end is heard of: the uid tells.
     booked: HashMap<String, Booking>,
+    /// What pods held that are about to hold another amount, until that is stored.
+    resizing: HashMap<String, Booking>,
     /// Pods that found no room, oldest first.
     waiting: Vec<Key>,
 }
@@ -159,6 +161,10 @@ impl Scheduler {
     async fn bind(&self, key: &Key) -> Result<(), StoreError> {
         loop {
             let Some(object) = self.store.get(key).await? else { return Ok(()) };
+            if self.lock().booked.get(&pod_name(key)).is_some_and(|booking| booking.uid == uid_of(&object.value)) {
+                // Somebody else binds it at this moment; how that ends is heard of by the watch.
+                return Ok(());
+            }
             let mut value = object.value.clone();
             if value.pointer("/spec/nodeName").is_some_and(Value::is_string) {
                 return Ok(());
@@ -222,6 +228,12 @@ impl Admission for Scheduler {
         }
         let Some(namespace) = request.namespace else { return Ok(()) };
         let pod = format!("{namespace}/{}", request.name);
+        if request.subresource == Some("resize") {
+            return self.resize(&pod, request, object);
+        }
+        if request.subresource == Some("binding") && self.lock().booked.contains_key(&pod) {
+            return Err(ApiError::conflict("pods/binding", request.name, "the pod is being bound by the scheduler"));
+        }
         match object.pointer("/spec/nodeName").and_then(Value::as_str) {
             Some(node) => {
                 let demand = sampan_placement::demand(object).unwrap_or_default();
@@ -240,18 +252,59 @@ impl Admission for Scheduler {
     }
 
     async fn settled(&self, request: &AdmissionRequest<'_>, committed: bool) {
-        if concerns(request)
-            && !committed
-            && !request.dry_run
-            && let Some(namespace) = request.namespace
-        {
-            self.lock().release(&format!("{namespace}/{}", request.name), None);
+        let Some(namespace) = request.namespace.filter(|_| concerns(request) && !request.dry_run) else { return };
+        let pod = format!("{namespace}/{}", request.name);
+        let mut state = self.lock();
+        if request.subresource == Some("resize") {
+            let before = state.resizing.remove(&pod);
+            if let Some(before) = before.filter(|_| !committed) {
+                state.book(pod, before);
+            }
+        } else if !committed {
+            state.release(&pod, None);
+        } else if request.subresource == Some("binding") {
+            state.waiting.retain(|key| pod_name(key) != pod);
         }
     }
 }
 
+impl Scheduler {
+    /// Books another amount for a pod where it is, if there is room beside all others.
+    fn resize(&self, pod: &str, request: &AdmissionRequest<'_>, object: &Value) -> Result<(), ApiError> {
+        let demand = sampan_placement::demand(object).unwrap_or_default();
+        let mut state = self.lock();
+        let Some(before) = state.booked.remove(pod) else { return Ok(()) };
+        let node = before.node.clone();
+        let room = state.nodes.get(&node).cloned().map(|mut node| {
+            node.reserved = node.reserved.minus(before.amounts);
+            node.schedulable = true;
+            node
+        });
+        let decision = room.map_or(Decision::Bind(node.clone()), |room| place(&[room], &demand));
+        // Put back first: `book` counts what was booked before.
+        let kept = Booking { uid: before.uid.clone(), node: node.clone(), amounts: before.amounts };
+        state.booked.insert(pod.to_owned(), before);
+        if let Decision::Wait(why) = decision {
+            let why = format!("Node didn't have enough resource: {}", why.trim_end_matches('.'));
+            return Err(ApiError::invalid("Pod", request.name, &[Fault::forbidden("spec.containers", &why)]));
+        }
+        if !request.dry_run {
+            let uid = kept.uid.clone();
+            state.book(pod.to_owned(), Booking { uid, node, amounts: demand.amounts });
+            state.resizing.insert(pod.to_owned(), kept);
+        }
+        Ok(())
+    }
+}
+
+/// What changes how much is booked: a new pod, a pod bound by hand, and one that is to have more or less.
 fn concerns(request: &AdmissionRequest<'_>) -> bool {
-    request.operation == Operation::Create && request.resource == "pods" && request.subresource.is_none()
+    let books = match request.operation {
+        Operation::Create => request.subresource.is_none(),
+        Operation::Update => matches!(request.subresource, Some("binding" | "resize")),
+        Operation::Delete => false,
+    };
+    books && request.resource == "pods"
 }
 
 /// A user may choose the node, but neither one that nobody serves, where the pod would stay for ever, nor one that is full.
@@ -291,6 +344,7 @@ fn take_pod(state: &mut State, key: &Key, pod: &Value) -> bool {
     });
     match pod.pointer("/spec/nodeName").and_then(Value::as_str) {
         // What is heard of an older pod must not push out its namesake, which admission has booked already.
+        Some(_) if state.resizing.contains_key(&name) => {}
         Some(node) if state.booked.get(&name).is_none_or(|booking| booking.uid == uid_of(pod)) => {
             let (uid, node) = (uid_of(pod).to_owned(), node.to_owned());
             state.book(name, Booking { uid, node, amounts: demand.amounts });
@@ -405,6 +459,44 @@ mod tests {
             value["spec"]["nodeName"] = node.into();
             assert_eq!(scheduler.admit(&create(name), &mut value).await.is_ok(), good, "{name}");
         }
+    }
+
+    fn change<'a>(name: &'a str, subresource: &'static str) -> AdmissionRequest<'a> {
+        AdmissionRequest { operation: Operation::Update, subresource: Some(subresource), ..create(name) }
+    }
+
+    #[tokio::test]
+    async fn who_binds_by_hand_is_held_to_the_same_room() {
+        let (_folder, _store, scheduler) = server().await;
+        scheduler.admit(&create("a"), &mut pod("a", "1500m")).await.unwrap();
+        let mut bound = pod("b", "1");
+        bound["spec"]["nodeName"] = "n1".into();
+        assert!(scheduler.admit(&change("b", "binding"), &mut bound).await.is_err());
+        scheduler.settled(&create("a"), false).await;
+        scheduler.admit(&change("b", "binding"), &mut bound).await.unwrap();
+        assert!(scheduler.admit(&create("a"), &mut pod("a", "1500m")).await.is_ok());
+        assert!(!scheduler.lock().booked.contains_key("default/a"), "there is room for one only");
+        scheduler.settled(&change("b", "binding"), false).await;
+        scheduler.admit(&create("a"), &mut pod("a", "1500m")).await.unwrap();
+        assert!(scheduler.lock().booked.contains_key("default/a"));
+    }
+
+    #[tokio::test]
+    async fn a_resize_is_booked_and_given_back_when_it_is_not_stored() {
+        let (_folder, _store, scheduler) = server().await;
+        scheduler.admit(&create("a"), &mut pod("a", "500m")).await.unwrap();
+        scheduler.admit(&create("b"), &mut pod("b", "1")).await.unwrap();
+        let reserved = || scheduler.lock().nodes["n1"].reserved.cpu_millis;
+        assert_eq!(reserved(), 1500);
+        assert!(scheduler.admit(&change("a", "resize"), &mut pod("a", "1500m")).await.is_err());
+        assert_eq!(reserved(), 1500);
+        scheduler.admit(&change("a", "resize"), &mut pod("a", "1")).await.unwrap();
+        assert_eq!(reserved(), 2000);
+        scheduler.settled(&change("a", "resize"), false).await;
+        assert_eq!(reserved(), 1500);
+        scheduler.admit(&change("a", "resize"), &mut pod("a", "100m")).await.unwrap();
+        scheduler.settled(&change("a", "resize"), true).await;
+        assert_eq!(reserved(), 1100);
     }
 
     #[tokio::test]

@@ -3,6 +3,7 @@
 //! | request | answer |
 //! |---|---|
 //! | `GET images`, `DELETE images?reference=R`, `POST images/pull` | the image store; a pull streams JSON lines |
+//! | `image…`, `image-keys` | images in depth: [`image_index`] |
 //! | `GET host-check` | what this machine offers and lacks |
 //! | `GET stats/summary` | the kubelet's Summary |
 //! | `GET` and `PUT cp/NAMESPACE/POD/CONTAINER?path=P` | a tar stream out of and into a container |
@@ -10,6 +11,7 @@
 //! | `GET metrics` | Prometheus text |
 
 mod copy;
+mod image_index;
 mod images;
 mod stats;
 
@@ -23,6 +25,7 @@ use serde_json::{Value, json};
 use crate::link::{refuse, sandbox_refusal};
 use crate::node::Node;
 use crate::worker::start::signal_number;
+use image_index::ImageWork;
 
 type Answer = Result<Response<Body>, NodeLinkError>;
 
@@ -45,6 +48,17 @@ impl Node {
             (&Method::GET, ["images"]) => self.list_images().await,
             (&Method::DELETE, ["images"]) => self.remove_image(&wanted(&query, "reference")?).await,
             (&Method::POST, ["images", "pull"]) => self.pull_image(request).await,
+            (&Method::GET, ["image"]) => {
+                let with_touches = query.get("touches").is_some_and(|value| value == "true");
+                self.image_details(&wanted(&query, "reference")?, with_touches).await
+            }
+            (&Method::POST, ["image", "index"]) => self.image_work(ImageWork::Index, request).await,
+            (&Method::POST, ["image", "prefetch"]) => self.image_work(ImageWork::Prefetch, request).await,
+            (&Method::POST, ["image", "push-index"]) => self.image_work(ImageWork::PushIndex, request).await,
+            (&Method::POST, ["image", "pack"]) => self.image_work(ImageWork::Pack, request).await,
+            (&Method::GET, ["image-keys"]) => self.list_image_keys().await,
+            (&Method::POST, ["image-keys"]) => self.add_image_key(request).await,
+            (&Method::DELETE, ["image-keys"]) => self.remove_image_key(wanted(&query, "name")?).await,
             (&Method::GET, ["host-check"]) => {
                 let checks = tokio::task::spawn_blocking(sampan_runtime::host_check::run).await;
                 let failed = |_panic| refuse(StatusCode::INTERNAL_SERVER_ERROR, "InternalError", "the check broke off");

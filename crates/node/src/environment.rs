@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{Container, EnvVar, EnvVarSource, ObjectFieldSelector, Pod};
+use k8s_openapi::api::core::v1::{Container, EnvVar, EnvVarSource, ObjectFieldSelector, Pod, ResourceFieldSelector};
 use sampan_kit::quantity::Quantity;
 
 /// Why the environment cannot be made yet.
@@ -48,10 +48,15 @@ pub struct Live {
     pub host_ip: String,
     /// `spec.nodeName`.
     pub node_name: String,
+    /// What the node has to give: thousandths of a core, bytes of memory. The limit of whoever has none.
+    pub allocatable: (i64, i64),
 }
 
-/// Where ConfigMaps and Secrets come from: `(kind, name)` to their decoded values; `None` when there is no such object.
-pub type Lookup<'a> = &'a dyn Fn(&'static str, &str) -> Option<BTreeMap<String, String>>;
+/// The values of one ConfigMap or Secret, decoded.
+pub type Values = BTreeMap<String, Vec<u8>>;
+
+/// Where ConfigMaps and Secrets come from: `(kind, name)` to their values; `None` when there is no such object.
+pub type Lookup<'a> = &'a dyn Fn(&'static str, &str) -> Option<Values>;
 
 /// The container's variables in the order of the spec.
 pub fn resolve(
@@ -70,7 +75,7 @@ pub fn resolve(
         };
         match lookup(kind, name) {
             Some(values) => {
-                resolved.extend(values.into_iter().map(|(key, value)| (format!("{prefix}{key}"), value)));
+                resolved.extend(values.into_iter().map(|(key, value)| (format!("{prefix}{key}"), text(value))));
             }
             None if optional == Some(true) => {}
             None => return Err(EnvironmentError::Missing { kind, name: name.clone() }),
@@ -101,7 +106,7 @@ fn value_of(
     }
     if let Some(field) = &source.resource_field_ref {
         let missing = || EnvironmentError::Field { variable: variable.name.clone(), path: field.resource.clone() };
-        return resource_field(container, &field.resource).map(Some).ok_or_else(missing);
+        return resource_field(container, field, live).map(Some).ok_or_else(missing);
     }
     key_of(source, lookup)
 }
@@ -118,12 +123,18 @@ fn key_of(source: &EnvVarSource, lookup: Lookup<'_>) -> Result<Option<String>, E
         None => Err(EnvironmentError::Missing { kind, name: name.clone() }),
         Some(mut values) => match values.remove(key) {
             None if !optional => Err(EnvironmentError::MissingKey { kind, name: name.clone(), key: key.clone() }),
-            value => Ok(value),
+            value => Ok(value.map(text)),
         },
     }
 }
 
-fn pod_field(pod: &Pod, field: &ObjectFieldSelector, live: &Live) -> Option<String> {
+/// Variables are text; what is not is passed on as near to it as text can be.
+fn text(value: Vec<u8>) -> String {
+    String::from_utf8(value).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
+}
+
+/// A field of the pod as its containers may know it.
+pub(crate) fn pod_field(pod: &Pod, field: &ObjectFieldSelector, live: &Live) -> Option<String> {
     let metadata = &pod.metadata;
     let spec = pod.spec.as_ref()?;
     let keyed = |map: &Option<BTreeMap<String, String>>, prefix: &str| {
@@ -144,21 +155,46 @@ fn pod_field(pod: &Pod, field: &ObjectFieldSelector, live: &Live) -> Option<Stri
     }
 }
 
-fn resource_field(container: &Container, resource: &str) -> Option<String> {
-    let (group, name) = resource.split_once('.')?;
-    let resources = container.resources.as_ref()?;
-    let map = match group {
-        "limits" => resources.limits.as_ref(),
-        "requests" => resources.requests.as_ref().or(resources.limits.as_ref()),
-        _ => None,
-    }?;
-    let quantity = Quantity::parse(&map.get(name)?.0).ok()?;
-    Some(quantity.units().to_string())
+/// What a container may use, in units of the divisor, rounded up. Without a limit it is the node's.
+pub(crate) fn resource_field(container: &Container, field: &ResourceFieldSelector, live: &Live) -> Option<String> {
+    let (group, name) = field.resource.split_once('.')?;
+    let resources = container.resources.as_ref();
+    let limits = resources.and_then(|resources| resources.limits.as_ref()?.get(name));
+    let own = match group {
+        "limits" => limits,
+        "requests" => resources.and_then(|resources| resources.requests.as_ref()?.get(name)).or(limits),
+        _ => return None,
+    };
+    let (cpu_millis, memory_bytes) = live.allocatable;
+    let millis = match (own, name) {
+        (Some(own), _) => Quantity::parse(&own.0).ok()?.millis(),
+        (None, "cpu") if group == "limits" => cpu_millis,
+        (None, "memory") if group == "limits" => memory_bytes.saturating_mul(1000),
+        (None, "cpu" | "memory" | "ephemeral-storage") => 0,
+        (None, _) => return None,
+    };
+    let divisor = field.divisor.as_ref().and_then(|text| Quantity::parse(&text.0).ok()).map(Quantity::millis);
+    let divisor = divisor.filter(|divisor| *divisor > 0).unwrap_or(1000);
+    Some((millis / divisor + i64::from(millis % divisor > 0)).to_string())
 }
 
 /// Replaces `$(NAME)` by its value where it is known; `$$` stands for one `$`.
 #[must_use]
 pub fn expand(text: &str, values: &[(String, String)]) -> String {
+    expand_with(text, values, |name| Ok::<_, std::convert::Infallible>(format!("$({name})")))
+        .unwrap_or_else(|never| match never {})
+}
+
+/// The same where every name has to be known; the first that is not.
+pub fn expand_known(text: &str, values: &[(String, String)]) -> Result<String, String> {
+    expand_with(text, values, |name| Err(name.to_owned()))
+}
+
+fn expand_with<E>(
+    text: &str,
+    values: &[(String, String)],
+    mut unknown: impl FnMut(&str) -> Result<String, E>,
+) -> Result<String, E> {
     let mut expanded = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(position) = rest.find('$') {
@@ -174,7 +210,7 @@ pub fn expand(text: &str, values: &[(String, String)]) -> String {
             Some((name, after)) => {
                 match values.iter().rfind(|(known, _)| known == name) {
                     Some((_, value)) => expanded.push_str(value),
-                    None => expanded.push_str(&format!("$({name})")),
+                    None => expanded.push_str(&unknown(name)?),
                 }
                 rest = after;
             }
@@ -185,7 +221,7 @@ pub fn expand(text: &str, values: &[(String, String)]) -> String {
         }
     }
     expanded.push_str(rest);
-    expanded
+    Ok(expanded)
 }
 
 #[cfg(test)]
@@ -221,12 +257,34 @@ mod tests {
         .unwrap();
         let live = Live { pod_ips: vec!["10.0.0.2".into()], ..Live::default() };
         let lookup = |kind: &'static str, name: &str| {
-            (kind == "configmap" && name == "settings").then(|| [("colour".to_owned(), "blue".to_owned())].into())
+            (kind == "configmap" && name == "settings").then(|| [("colour".to_owned(), b"blue".to_vec())].into())
         };
         let container = &pod.spec.as_ref().unwrap().containers[0];
         let resolved = resolve(&pod, container, &live, &lookup).unwrap();
         let shown: Vec<String> = resolved.iter().map(|(key, value)| format!("{key}={value}")).collect();
         let wanted = ["NAME=web", "APP=shop", "IP=10.0.0.2", "MEM=67108864", "KEY=blue", "URL=http://10.0.0.2/web"];
         assert_eq!(shown, wanted);
+    }
+
+    #[test]
+    fn amounts_are_in_units_of_the_divisor_rounded_up() {
+        let container =
+            serde_json::from_value(json!({"name": "m", "resources": {"limits": {"cpu": "1500m"}}})).unwrap();
+        let live = Live { allocatable: (4000, 3 << 20), ..Live::default() };
+        let amount = |resource: &str, divisor: &str| {
+            let field = json!({"resource": resource, "divisor": divisor});
+            super::resource_field(&container, &serde_json::from_value(field).unwrap(), &live)
+        };
+        for (resource, divisor, wanted) in [
+            ("limits.cpu", "1", Some("2")),
+            ("limits.cpu", "1m", Some("1500")),
+            ("requests.cpu", "0", Some("2")),
+            ("limits.memory", "1Mi", Some("3")),
+            ("requests.memory", "1", Some("0")),
+            ("limits.stars", "1", None),
+            ("cpu", "1", None),
+        ] {
+            assert_eq!(amount(resource, divisor).as_deref(), wanted, "{resource} {divisor}");
+        }
     }
 }

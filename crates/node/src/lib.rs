@@ -7,9 +7,12 @@ pub mod environment;
 pub mod events;
 pub mod lifecycle;
 pub mod limits;
+pub mod probe;
+pub mod projection;
 pub mod spec;
 pub mod status;
 
+mod check;
 mod endpoints;
 mod link;
 mod logs;

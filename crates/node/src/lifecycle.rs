@@ -10,14 +10,19 @@
 //!    ▲                   │ refused                                  │     │ final: stays
 //!    │                   ▼                                          │
 //!    └──── time ──── Waiting ◄──────── restart policy, back-off ────┘
+//!
+//!  a stop of a running one:   (pre-stop hook ──►) stop signal ──► deadline ──► kill
 //! ```
+//!
+//! What makes a running container *started* and *ready* (post-start hook, probes) is [`crate::probe`]'s.
 
 use std::time::Duration;
 
 use jiff::Timestamp;
 use sampan_kit::backoff::Backoff;
 
-use crate::limits::{FORCED_AFTER, RESTART_DELAY_FIRST, RESTART_DELAY_LONGEST, RESTART_FORGIVEN_AFTER};
+use crate::limits::{FORCED_AFTER, LAST_GRACE, RESTART_DELAY_FIRST, RESTART_DELAY_LONGEST, RESTART_FORGIVEN_AFTER};
+use crate::probe::Probing;
 
 /// Kubernetes' `restartPolicy`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +44,8 @@ pub enum Role {
     Sidecar,
     /// The pod's purpose.
     Main,
+    /// Put in later to look at the others; never started again, and no concern of the pod's.
+    Ephemeral,
 }
 
 /// How one run ended.
@@ -98,17 +105,44 @@ pub struct Slot {
     pub ever_started: bool,
     /// How the run before the present one ended.
     pub last_exit: Option<Exit>,
+    /// What is known of its health.
+    pub probing: Probing,
+    /// What it runs after its start and before its end.
+    hooks: Hooks,
+    /// Its post-start hook has not come to its end.
+    hook_pending: bool,
+    /// It alone is to end by then, because it is not well.
+    ending: Option<Stop>,
+    /// It was ended because it was not well: a failure whatever its exit code.
+    unwell: bool,
     /// It was told to end.
     stop_sent: StopSent,
+    /// Not killed before: what a slow pre-stop hook leaves to the program.
+    last_grace: Option<Timestamp>,
+    /// People were told that it is being stopped.
+    stop_announced: bool,
     restart_delay: Backoff,
     refusal_delay: Backoff,
     /// The first restart is not delayed.
     restarted_once: bool,
 }
 
+/// A container's hooks, as far as it has them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Hooks {
+    /// Runs beside the program from its beginning; until it is done nothing after the container starts.
+    pub post_start: bool,
+    /// Runs before the stop signal.
+    pub pre_stop: bool,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum StopSent {
     No,
+    /// The pre-stop hook runs.
+    Hook,
+    /// It is done.
+    Hooked,
     Term,
     Kill,
 }
@@ -120,6 +154,8 @@ pub enum Action {
     MakeSandbox,
     /// Start the container of that index; it counts as `Starting` from now on.
     Start(usize),
+    /// Run the container's pre-stop hook, for no longer than the deadline; then say [`Lifecycle::pre_stopped`].
+    PreStop(usize, Timestamp),
     /// Send the container its stop signal.
     Terminate(usize),
     /// Kill the container.
@@ -229,11 +265,102 @@ impl Slot {
             restarts: 0,
             ever_started: false,
             last_exit: None,
+            probing: Probing::default(),
+            hooks: Hooks::default(),
+            hook_pending: false,
+            ending: None,
+            unwell: false,
             stop_sent: StopSent::No,
+            last_grace: None,
+            stop_announced: false,
             restart_delay: Backoff::new(RESTART_DELAY_FIRST, RESTART_DELAY_LONGEST),
             refusal_delay: Backoff::new(RESTART_DELAY_FIRST, RESTART_DELAY_LONGEST),
             restarted_once: false,
         }
+    }
+
+    /// The same with probes and hooks.
+    #[must_use]
+    pub fn watched(self, probing: Probing, hooks: Hooks) -> Self {
+        Self { probing, hooks, ..self }
+    }
+
+    /// Its post-start hook runs, or is due.
+    #[must_use]
+    pub const fn is_hook_pending(&self) -> bool {
+        self.hook_pending
+    }
+
+    /// It runs, its post-start hook is done, and so is what its startup probe waits for.
+    #[must_use]
+    pub const fn is_started(&self) -> bool {
+        self.is_running() && !self.hook_pending && self.probing.is_started()
+    }
+
+    /// It runs and can serve.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.is_started() && self.probing.is_ready()
+    }
+
+    /// True the first time that this run is said to be stopping, unless it is not well, which was said already.
+    pub const fn announce_stop(&mut self) -> bool {
+        let is_news = !self.stop_announced && !self.unwell;
+        self.stop_announced = true;
+        is_news
+    }
+
+    /// One that starts after this one has to wait for its hook.
+    const fn holds_others_back(&self) -> bool {
+        self.hooks.post_start && (self.hook_pending || matches!(self.state, State::Starting))
+    }
+
+    /// Whether this end calls for another run.
+    fn is_restarted(&self, policy: RestartPolicy, exit: &Exit) -> bool {
+        match (self.role, policy) {
+            (Role::Sidecar, _) | (Role::Main, RestartPolicy::Always) => true,
+            (Role::Init, RestartPolicy::Always | RestartPolicy::OnFailure) | (Role::Main, RestartPolicy::OnFailure) => {
+                exit.code != 0 || self.unwell
+            }
+            (_, RestartPolicy::Never) | (Role::Ephemeral, _) => false,
+        }
+    }
+
+    /// The next step of its end: hook, signal, and at the deadline force.
+    fn end(&mut self, index: usize, deadline: Timestamp, now: Timestamp, next: &mut Next) {
+        let overdue = now >= deadline;
+        match self.stop_sent {
+            StopSent::No if overdue => self.kill(index, next),
+            StopSent::No if self.hooks.pre_stop => {
+                self.stop_sent = StopSent::Hook;
+                next.actions.push(Action::PreStop(index, deadline));
+                next.wake_at(deadline);
+            }
+            StopSent::No => self.terminate(index, deadline, next),
+            StopSent::Hook if !overdue => next.wake_at(deadline),
+            StopSent::Hook | StopSent::Hooked => {
+                // A hook may use the whole grace up; the program gets a moment all the same.
+                let last = after(now, LAST_GRACE);
+                self.last_grace = Some(last);
+                self.terminate(index, deadline.max(last), next);
+            }
+            StopSent::Term => {
+                let deadline = self.last_grace.map_or(deadline, |last| deadline.max(last));
+                if now >= deadline { self.kill(index, next) } else { next.wake_at(deadline) }
+            }
+            StopSent::Kill => {}
+        }
+    }
+
+    fn terminate(&mut self, index: usize, deadline: Timestamp, next: &mut Next) {
+        self.stop_sent = StopSent::Term;
+        next.actions.push(Action::Terminate(index));
+        next.wake_at(deadline);
+    }
+
+    fn kill(&mut self, index: usize, next: &mut Next) {
+        self.stop_sent = StopSent::Kill;
+        next.actions.push(Action::Kill(index));
     }
 
     /// It is running.
@@ -277,6 +404,9 @@ impl Lifecycle {
             }
             slot.ever_started = true;
             slot.stop_sent = StopSent::No;
+            (slot.ending, slot.last_grace) = (None, None);
+            (slot.unwell, slot.hook_pending, slot.stop_announced) = (false, false, false);
+            slot.probing.end();
             slot.state = State::Starting;
         }
     }
@@ -286,6 +416,59 @@ impl Lifecycle {
         if let Some(slot) = self.slots.get_mut(index).filter(|slot| slot.state == State::Starting) {
             slot.refusal_delay.reset();
             slot.state = State::Running { since };
+            slot.hook_pending = slot.hooks.post_start;
+            if !slot.hook_pending {
+                slot.probing.begin(since);
+            }
+        }
+    }
+
+    /// A container that ran before this service did: its hook is done, and what was believed of its health still is.
+    pub fn resumed(&mut self, index: usize, since: Timestamp, was_started: bool, was_ready: bool) {
+        if let Some(slot) = self.slots.get_mut(index) {
+            slot.ever_started = true;
+            slot.state = State::Running { since };
+            slot.probing.resume(since, was_started, was_ready);
+        }
+    }
+
+    /// The post-start hook of a container's run is done; now it is asked how it is.
+    pub fn hooked(&mut self, index: usize, attempt: u32, now: Timestamp) {
+        if let Some(slot) = self.slots.get_mut(index).filter(|slot| slot.restarts == attempt && slot.hook_pending) {
+            slot.hook_pending = false;
+            slot.probing.begin(now);
+        }
+    }
+
+    /// The pre-stop hook of a container's run is done, or was given up.
+    pub fn pre_stopped(&mut self, index: usize, attempt: u32) {
+        if let Some(slot) = self.slots.get_mut(index)
+            && slot.restarts == attempt
+            && slot.stop_sent == StopSent::Hook
+        {
+            slot.stop_sent = StopSent::Hooked;
+        }
+    }
+
+    /// Ends one container's run, because it is not well; the restart policy decides what comes then.
+    pub fn end_unwell(&mut self, index: usize, attempt: u32, deadline: Timestamp) {
+        if let Some(slot) = self.slots.get_mut(index)
+            && slot.restarts == attempt
+            && slot.is_running()
+        {
+            slot.unwell = true;
+            slot.ending.get_or_insert(Stop { deadline });
+        }
+    }
+
+    /// What kept these containers from starting may have gone: they try again now.
+    pub fn retry(&mut self, reason: &str, now: Timestamp) {
+        for slot in &mut self.slots {
+            if let State::Waiting { reason: waits_for, until, .. } = &mut slot.state
+                && waits_for == reason
+            {
+                *until = now;
+            }
         }
     }
 
@@ -310,6 +493,8 @@ impl Lifecycle {
             slot.restart_delay.reset();
             slot.restarted_once = false;
         }
+        (slot.hook_pending, slot.ending) = (false, None);
+        slot.probing.end();
         slot.last_exit = Some(exit.clone());
         slot.state = State::Exited(exit);
     }
@@ -366,20 +551,24 @@ impl Lifecycle {
 
     /// Starts what is due: init containers one after the other, side-cars on the way, then all main ones.
     fn run(&mut self, now: Timestamp, next: &mut Next) {
+        let mut held_back = false;
         for index in 0..self.slots.len() {
             self.settle(index, now, next);
-            let Some(slot) = self.slots.get(index) else { break };
-            if slot.state == State::Fresh {
+            let Some(slot) = self.slots.get_mut(index) else { break };
+            if let Some(stop) = slot.ending.filter(|_| slot.is_running()) {
+                slot.end(index, stop.deadline, now, next);
+            }
+            if slot.state == State::Fresh && (!held_back || slot.role == Role::Ephemeral) {
                 next.actions.push(Action::Start(index));
+                // It is `Starting` from now on, but only once the worker says so.
+                held_back |= slot.hooks.post_start;
             }
-            let done = match slot.role {
-                Role::Main => true,
-                Role::Sidecar => slot.is_running(),
-                Role::Init => slot.exit().is_some_and(|exit| exit.code == 0),
+            held_back |= match slot.role {
+                Role::Main => slot.holds_others_back(),
+                Role::Sidecar => !slot.is_started(),
+                Role::Init => slot.exit().is_none_or(|exit| exit.code != 0),
+                Role::Ephemeral => false,
             };
-            if !done {
-                break;
-            }
         }
     }
 
@@ -389,7 +578,7 @@ impl Lifecycle {
         let policy = self.policy;
         let Some(slot) = self.slots.get_mut(index) else { return };
         if let State::Exited(exit) = &slot.state
-            && is_restarted(policy, slot.role, exit.code)
+            && slot.is_restarted(policy, exit)
         {
             let delay = if slot.restarted_once { slot.restart_delay.fail() } else { Duration::ZERO };
             slot.restarted_once = true;
@@ -419,15 +608,8 @@ impl Lifecycle {
         let mains_busy = self.slots.iter().any(|slot| slot.role != Role::Sidecar && slot.is_busy());
         let any_busy = self.slots.iter().any(Slot::is_busy);
         for (index, slot) in self.slots.iter_mut().enumerate() {
-            if !slot.is_running() {
-                continue;
-            }
-            if overdue && slot.stop_sent != StopSent::Kill {
-                slot.stop_sent = StopSent::Kill;
-                next.actions.push(Action::Kill(index));
-            } else if !overdue && slot.stop_sent == StopSent::No && (slot.role != Role::Sidecar || !mains_busy) {
-                slot.stop_sent = StopSent::Term;
-                next.actions.push(Action::Terminate(index));
+            if slot.is_running() && (overdue || slot.role != Role::Sidecar || !mains_busy) {
+                slot.end(index, stop.deadline, now, next);
             }
         }
         let force_at = after(stop.deadline, FORCED_AFTER);
@@ -442,7 +624,7 @@ impl Lifecycle {
     /// The pod's phase.
     #[must_use]
     pub fn phase(&self) -> Phase {
-        let is_final = |slot: &Slot| slot.exit().is_some_and(|exit| self.stays_ended(slot.role, exit.code));
+        let is_final = |slot: &Slot| slot.exit().is_some_and(|exit| self.stays_ended(slot, exit));
         let failed_init = self
             .slots
             .iter()
@@ -459,31 +641,18 @@ impl Lifecycle {
         if stopped {
             return Phase::Failed;
         }
-        if mains().any(|slot| slot.ever_started && slot.state != State::Starting || slot.restarts > 0) {
-            Phase::Running
-        } else {
-            Phase::Pending
-        }
+        let began = |slot: &Slot| slot.ever_started && slot.state != State::Starting && !slot.hook_pending;
+        if mains().any(|slot| began(slot) || slot.restarts > 0) { Phase::Running } else { Phase::Pending }
     }
 
-    fn stays_ended(&self, role: Role, code: i32) -> bool {
-        self.stop.is_some() || !is_restarted(self.policy, role, code)
+    fn stays_ended(&self, slot: &Slot, exit: &Exit) -> bool {
+        self.stop.is_some() || !slot.is_restarted(self.policy, exit)
     }
 }
 
 /// A moment later, or the end of time: users choose graces and deadlines, and may choose any.
 pub(crate) fn after(moment: Timestamp, delay: Duration) -> Timestamp {
     moment.checked_add(delay).unwrap_or(Timestamp::MAX)
-}
-
-fn is_restarted(policy: RestartPolicy, role: Role, code: i32) -> bool {
-    match (role, policy) {
-        (Role::Sidecar, _) | (Role::Main, RestartPolicy::Always) => true,
-        (Role::Init, RestartPolicy::Always | RestartPolicy::OnFailure) | (Role::Main, RestartPolicy::OnFailure) => {
-            code != 0
-        }
-        (_, RestartPolicy::Never) => false,
-    }
 }
 
 #[cfg(test)]

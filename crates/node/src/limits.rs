@@ -14,6 +14,34 @@ const _: () =
 /// After a stop's deadline every process is killed; what is not gone this much later is taken away with its sandbox.
 pub const FORCED_AFTER: Duration = Duration::from_secs(10);
 
+/// What a program gets after a pre-stop hook that used the whole grace up (`minimumGracePeriodInSeconds` of the kubelet).
+pub const LAST_GRACE: Duration = Duration::from_secs(2);
+const _: () =
+    assert!(LAST_GRACE.as_secs() < FORCED_AFTER.as_secs(), "or the sandbox would go before the last grace is over");
+
+/// What an answer to a probe or hook may take of memory: as the kubelet reads it.
+pub const ANSWER_BYTES_MAX: usize = 10 << 10;
+/// What an event quotes of an answer.
+pub const ANSWER_QUOTED_MAX: usize = 512;
+/// A post-start hook that takes longer is given up: the kubelet waits for ever, and with it the container.
+pub const POST_START_DEADLINE: Duration = Duration::from_secs(600);
+/// Redirects to its own host that a probe follows.
+pub const REDIRECTS_MAX: u32 = 10;
+
+/// What a program may leave in its termination message (`MaxContainerTerminationMessageLength`).
+pub const TERMINATION_MESSAGE_BYTES_MAX: usize = 4096;
+/// What of a log serves as one (`MaxContainerTerminationMessageLogLength`).
+pub const TERMINATION_LOG_BYTES_MAX: usize = 2048;
+/// The same in lines.
+pub const TERMINATION_LOG_LINES_MAX: u64 = 80;
+
+/// What the files of one projected volume may take together: objects have at most 1 MiB, and several may be joined.
+pub const PROJECTED_VOLUME_BYTES_MAX: usize = 8 << 20;
+/// And how many they may be.
+pub const PROJECTED_FILES_MAX: usize = 4096;
+/// A seccomp profile of the node's own.
+pub const SECCOMP_PROFILE_BYTES_MAX: u64 = 1 << 20;
+
 /// Intermediate states are written only when a start takes longer than this, so that a fast start is one write.
 pub const STATUS_WRITE_DELAY: Duration = Duration::from_millis(150);
 /// How often a running pod's disk and memory are looked at for pressure.
@@ -35,8 +63,18 @@ pub const PIDS_MAX: u64 = 4096;
 pub const GRACE_DEFAULT: Duration = Duration::from_secs(30);
 /// Progress reports of a pull waiting for a slow client.
 pub const PROGRESS_QUEUE: usize = 256;
-/// Events kept per pod worker to fold repeated ones into one object.
+/// Events kept per pod to fold repeated ones into one object.
 pub const EVENTS_FOLDED_MAX: usize = 64;
+/// Events of a pod that wait to be written.
+pub const EVENTS_QUEUED_MAX: usize = 64;
+/// Events of a pod that may come at once, before they are thinned out (client-go's `defaultSpamBurst`).
+pub const EVENTS_AT_ONCE: f64 = 25.0;
+/// One more may come after this (`defaultSpamQPS`).
+pub const EVENTS_REFILL: Duration = Duration::from_secs(300);
+/// Events of one reason that say different things, before they become one (`defaultAggregateMaxEvents`).
+pub const EVENTS_SIMILAR_MAX: usize = 10;
+/// After a silence this long they count anew (`defaultAggregateIntervalInSeconds`).
+pub const EVENTS_SIMILAR_WITHIN: Duration = Duration::from_secs(600);
 /// A request to pull names an image and a policy: nobody needs more.
 pub const PULL_REQUEST_BYTES_MAX: usize = 16 << 10;
 /// How often the host's network is put back in order.

@@ -1,7 +1,7 @@
 //! What the API server asks of the node: logs, execs, attaches, and the node's own endpoints.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -15,6 +15,7 @@ use sampan_apiserver::{
 use sampan_kit::error_chain::ErrorChain;
 use sampan_runtime::pod::{Pod, log_path};
 use sampan_sandbox::{ExecSpec, ExecStatus, SandboxError, StartError, Terminal};
+use sampan_streaming::{ByteStream, PortConnector};
 use tokio::sync::{mpsc, watch};
 
 use crate::limits::TAKE_UP_MAX;
@@ -198,8 +199,30 @@ impl NodeLink for Node {
         })
     }
 
+    async fn port_forward(&self, pod: &PodRef) -> Result<Arc<dyn PortConnector>, NodeLinkError> {
+        let view = self.view(pod).await?;
+        let live = view.borrow().pod.as_ref().map(Arc::downgrade);
+        let stopped = || {
+            let message = format!("pod {}/{} is not running", pod.namespace, pod.name);
+            refuse(StatusCode::BAD_REQUEST, "BadRequest", message)
+        };
+        Ok(Arc::new(PodPorts(live.ok_or_else(stopped)?)))
+    }
+
     async fn proxy(&self, request: http::Request<Body>) -> http::Response<Body> {
         self.serve_endpoint(request).await
+    }
+}
+
+/// Connects to ports on a pod's own loopback. Whoever forwards ports does not keep the pod's parts on the host.
+struct PodPorts(Weak<Pod>);
+
+#[async_trait]
+impl PortConnector for PodPorts {
+    async fn connect(&self, port: u16) -> Result<Box<dyn ByteStream>, String> {
+        let pod = self.0.upgrade().ok_or("the pod has ended")?;
+        let connected = pod.port_forward(port).await;
+        connected.map(|stream| Box::new(stream) as _).map_err(|error| ErrorChain(&error).to_string())
     }
 }
 

@@ -15,7 +15,7 @@ use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use tokio::net::unix::pipe::Receiver;
 use tokio::sync::watch;
 
-use crate::limits::{LOG_CHUNK_BYTES, LOG_LINE_BYTES_MAX};
+use crate::limits::{LOG_CHUNK_BYTES, LOG_LINE_BYTES_MAX, TERMINATION_LOG_BYTES_MAX, TERMINATION_LOG_LINES_MAX};
 use crate::worker::View;
 
 /// Which of a container's streams.
@@ -148,6 +148,32 @@ async fn tail_start(file: &mut File, lines: u64, stream: Stream, first: u64) -> 
         }
     }
     Ok(if counts(&carried, stream) && found >= lines { start } else { first })
+}
+
+/// The end of a log as a container's last words. The file is the agent's, and small pieces of it are read at once.
+pub(crate) fn last_words(path: &Path) -> io::Result<String> {
+    use std::io::{Read as _, Seek as _};
+    let mut file = std::fs::File::open(path)?;
+    // Enough for the longest line, or for many short ones with their prefixes.
+    let window = (LOG_LINE_BYTES_MAX + TERMINATION_LOG_BYTES_MAX) as u64;
+    let start = file.metadata()?.len().saturating_sub(window);
+    file.seek(io::SeekFrom::Start(start))?;
+    let mut bytes = Vec::new();
+    file.take(window).read_to_end(&mut bytes)?;
+    let whole =
+        if start == 0 { 0 } else { bytes.iter().position(|byte| *byte == b'\n').map_or(bytes.len(), |end| end + 1) };
+    let mut text = Vec::new();
+    let entries: Vec<Entry<'_>> =
+        bytes.get(whole..).unwrap_or_default().split(|byte| *byte == b'\n').filter_map(parse).collect();
+    let first = entries.len().saturating_sub(usize::try_from(TERMINATION_LOG_LINES_MAX).unwrap_or(usize::MAX));
+    for entry in entries.get(first..).unwrap_or_default() {
+        text.extend_from_slice(entry.text);
+        if !entry.partial {
+            text.push(b'\n');
+        }
+    }
+    let cut = text.len().saturating_sub(TERMINATION_LOG_BYTES_MAX);
+    Ok(String::from_utf8_lossy(text.get(cut..).unwrap_or_default()).into_owned())
 }
 
 /// Where a log's data begin: what the agent gave back of a long one is a hole.
@@ -299,6 +325,21 @@ mod tests {
             timed.starts_with("2026-11-21T13:00:00.000000001Z one\n2026-11-21T13:00:02.000000000Z two\n"),
             "{timed}"
         );
+    }
+
+    #[test]
+    fn last_words_are_the_end_of_the_log() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(LOG.as_bytes()).unwrap();
+        assert_eq!(super::last_words(file.path()).unwrap(), "one\noops\ntwo\n\n");
+        for number in 0..1000 {
+            writeln!(file, "2026-11-21T13:00:04.000000000Z stdout F line {number}").unwrap();
+        }
+        let words = super::last_words(file.path()).unwrap();
+        assert_eq!((words.lines().count(), words.lines().last()), (80, Some("line 999")));
+        let long = "x".repeat(16 << 10);
+        writeln!(file, "2026-11-21T13:00:05.000000000Z stdout F {long}").unwrap();
+        assert_eq!(super::last_words(file.path()).unwrap().len(), 2048);
     }
 
     #[tokio::test]

@@ -51,6 +51,13 @@ impl Machine {
         })
     }
 
+    /// What it has for pods: thousandths of a core, bytes of memory.
+    pub(crate) fn allocatable(&self) -> (i64, i64) {
+        let memory = self.memory_bytes.saturating_sub(MEMORY_RESERVED_BYTES);
+        let signed = |amount: u64| i64::try_from(amount).unwrap_or(i64::MAX);
+        (signed(self.cpus.saturating_mul(1000)), signed(memory))
+    }
+
     /// The Node object; an existing one keeps its identity and labels.
     #[must_use]
     pub(crate) fn object(&self, existing: Option<&Value>, now: Timestamp) -> Value {

@@ -12,6 +12,7 @@ use sampan_runtime::journal::SandboxRow;
 use sampan_runtime::{Runtime, RuntimeError};
 use sampan_store::{Change, Key, Object, Store, StoreError};
 use serde_json::Value;
+use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::watch;
 
 use crate::limits::MEND_INTERVAL;
@@ -55,7 +56,7 @@ impl Node {
     pub async fn open(
         config: &NodeConfig,
         store: Store,
-        runtime: Runtime,
+        runtime: Arc<Runtime>,
         images: ImageStore,
     ) -> Result<Self, NodeError> {
         let machine = Machine::look(config.name.as_deref(), &config.data_dir).map_err(NodeError::Machine)?;
@@ -67,7 +68,11 @@ impl Node {
             None => store.create(key, object).await?,
         };
         let host_ip = machine.address.to_string();
-        let services = Arc::new(Services { store, runtime, images, node_name: machine.name, host_ip });
+        let allocatable = machine.allocatable();
+        let seccomp_dir = config.data_dir.join("seccomp");
+        let node_name = machine.name;
+        let services = Services { store, runtime, images, node_name, host_ip, allocatable, seccomp_dir };
+        let services = Arc::new(services);
         Ok(Self { services, workers: Arc::default(), recovered: Arc::new(watch::Sender::new(false)) })
     }
 
@@ -90,6 +95,12 @@ impl Node {
             self.deliver(object, &mut rows).await;
         }
         self.recovered.send_replace(true);
+        // They end with this, when it does.
+        let mut followers = tokio::task::JoinSet::new();
+        for kind in ["configmap", "secret"] {
+            followers.spawn(self.clone().follow(kind));
+        }
+        followers.spawn(self.clone().follow_images());
         for (_, row) in rows.drain() {
             tracing::info!(
                 sandbox = row.id,
@@ -125,6 +136,59 @@ impl Node {
         }
     }
 
+    /// Tells workers whose volumes show a ConfigMap or Secret when it changes.
+    async fn follow(self, kind: &'static str) {
+        let resource = format!("{kind}s");
+        let mut revision = self.services.store.revision();
+        loop {
+            match self.services.store.watch(&resource, None, revision) {
+                Ok(mut watch) => loop {
+                    match watch.next().await {
+                        Ok(event) => self.tell_readers(kind, Some(&event.object.key)).await,
+                        Err(StoreError::Closed) => return,
+                        Err(error) => {
+                            tracing::warn!(kind, error = %ErrorChain(&error), "a watch broke; showing everything anew");
+                            break;
+                        }
+                    }
+                },
+                Err(StoreError::Closed) => return,
+                Err(error) => tracing::warn!(kind, error = %ErrorChain(&error), "changes cannot be watched from here"),
+            }
+            revision = self.services.store.revision();
+            self.tell_readers(kind, None).await;
+        }
+    }
+
+    /// Passes on what happens to images; each worker knows which ones are its own.
+    async fn follow_images(self) {
+        let mut events = self.services.images.events();
+        loop {
+            match events.recv().await {
+                Ok(event) => {
+                    for (_, handle) in self.all_workers() {
+                        tell(&handle.queue, Message::Image(event.clone())).await;
+                    }
+                }
+                Err(RecvError::Lagged(missed)) => tracing::warn!(missed, "events of images were lost"),
+                Err(RecvError::Closed) => return,
+            }
+        }
+    }
+
+    async fn tell_readers(&self, kind: &'static str, changed: Option<&Key>) {
+        for (_, handle) in self.all_workers() {
+            let (namespace, shown) = &*handle.shows;
+            let is_shown = match changed {
+                Some(key) => key.namespace.as_ref() == Some(namespace) && shown.contains(&(kind, key.name.clone())),
+                None => shown.iter().any(|(known, _)| *known == kind),
+            };
+            if is_shown {
+                tell(&handle.queue, Message::Projected).await;
+            }
+        }
+    }
+
     /// Reads all pods again after a broken watch.
     async fn resync(&self, rows: &mut HashMap<String, SandboxRow>) -> Result<u64, NodeError> {
         let (pods, revision) = self.services.store.list("pods", None).await?;
@@ -144,10 +208,11 @@ impl Node {
 
     async fn recover(&self) -> Result<HashMap<String, SandboxRow>, NodeError> {
         let recovered = self.services.runtime.recover().await?;
-        for leftover in recovered.removed {
+        for leftover in &recovered.removed {
             tracing::info!(leftover, "removed what a killed service left half done");
         }
-        Ok(recovered.ready.into_iter().map(|row| (row.pod_uid.clone(), row)).collect())
+        let ours = recovered.ready.iter().filter(|row| !row.is_cri());
+        Ok(ours.map(|row| (row.pod_uid.clone(), row.clone())).collect())
     }
 
     /// Hands a pod to its worker, which is made when there is none.

@@ -3,23 +3,28 @@
 //! What this version cannot do yet is refused by name ([`SpecError::Unsupported`]), never quietly left out: a pod that
 //! asks for the host's network must not come up in one of its own.
 
+mod mounts;
+
+use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{
-    Container, ContainerPort, HostPathVolumeSource, Pod, PodSpec, ResourceRequirements, Volume,
+    Container, ContainerPort, Pod, PodSpec, Probe, ResourceRequirements, SecurityContext,
 };
 use sampan_image::{Image, PullPolicy};
 use sampan_kit::quantity::{Quantity, QuantityError};
 use sampan_network::{DnsPolicy, DnsSettings, HostAlias, PortMapping, Protocol};
 use sampan_runtime::container::{CapabilityChange, ContainerConfig};
 use sampan_runtime::pod::PodConfig;
-use sampan_runtime::volume::{HostPathKind, VolumeConfig, VolumeMount, VolumeSource};
-use sampan_sandbox::{Resources, User};
+use sampan_sandbox::{GroupsPolicy, HugePages, ProcessNamespace, Resources, Seccomp, User};
 
-use crate::lifecycle::{RestartPolicy, Role, Slot};
+use crate::lifecycle::{Hooks, RestartPolicy, Role, Slot};
 use crate::limits::PIDS_MAX;
+use crate::probe::{Probing, Timing};
+pub use mounts::{image_volumes, is_projected};
 
 /// Annotation with a symbolic user, `NAME[:GROUP]`, as `sampan run --user` takes it.
 pub const USER_ANNOTATION: &str = "sampan.dev/user";
@@ -61,7 +66,7 @@ pub fn restart_policy(spec: &PodSpec) -> RestartPolicy {
     }
 }
 
-/// All containers in the order in which they start, with their parts.
+/// All containers in the order in which they start, with their parts; but not the ephemeral ones, which are of another type.
 pub fn containers(spec: &PodSpec) -> impl Iterator<Item = (Role, &Container)> {
     let init = spec.init_containers.iter().flatten().map(|container| {
         let role = if container.restart_policy.as_deref() == Some("Always") { Role::Sidecar } else { Role::Init };
@@ -70,10 +75,60 @@ pub fn containers(spec: &PodSpec) -> impl Iterator<Item = (Role, &Container)> {
     init.chain(spec.containers.iter().map(|container| (Role::Main, container)))
 }
 
+/// The containers that were put into the pod later, as containers.
+#[must_use]
+pub fn ephemeral_containers(spec: &PodSpec) -> Vec<Container> {
+    let convert = |one| serde_json::to_value(one).and_then(serde_json::from_value::<Container>).ok();
+    spec.ephemeral_containers.iter().flatten().filter_map(convert).collect()
+}
+
+/// One container by its name, whatever its part.
+#[must_use]
+pub fn find(spec: &PodSpec, name: &str) -> Option<Container> {
+    let found = containers(spec).map(|(_, container)| container).find(|container| container.name == name).cloned();
+    found.or_else(|| ephemeral_containers(spec).into_iter().find(|container| container.name == name))
+}
+
 /// Their slots before anything ran.
 #[must_use]
 pub fn slots(spec: &PodSpec) -> Vec<Slot> {
-    containers(spec).map(|(role, container)| Slot::new(&container.name, role)).collect()
+    let slots = containers(spec).map(|(role, container)| {
+        let hooks = container.lifecycle.as_ref().map_or_else(Hooks::default, |hooks| Hooks {
+            post_start: hooks.post_start.is_some(),
+            pre_stop: hooks.pre_stop.is_some(),
+        });
+        Slot::new(&container.name, role).watched(probing(container), hooks)
+    });
+    slots.chain(ephemeral_slots(spec)).collect()
+}
+
+/// The slots of ephemeral containers.
+pub fn ephemeral_slots(spec: &PodSpec) -> impl Iterator<Item = Slot> {
+    spec.ephemeral_containers.iter().flatten().map(|container| Slot::new(&container.name, Role::Ephemeral))
+}
+
+fn probing(container: &Container) -> Probing {
+    let timing = |probe: &Probe| {
+        let seconds = |value: Option<i32>, least: u64, default: u64| {
+            let seconds = value.filter(|value| *value != 0).and_then(|value| u64::try_from(value).ok());
+            Duration::from_secs(seconds.unwrap_or(default).max(least))
+        };
+        let threshold = |value: Option<i32>, default: u32| {
+            value.and_then(|value| u32::try_from(value).ok()).unwrap_or(default).max(1)
+        };
+        Timing {
+            initial_delay: seconds(probe.initial_delay_seconds, 0, 0),
+            period: seconds(probe.period_seconds, 1, 10),
+            success_threshold: threshold(probe.success_threshold, 1),
+            failure_threshold: threshold(probe.failure_threshold, 3),
+        }
+    };
+    let timing = |probe: &Option<Probe>| probe.as_ref().map(timing);
+    Probing::new(
+        timing(&container.startup_probe),
+        timing(&container.liveness_probe),
+        timing(&container.readiness_probe),
+    )
 }
 
 /// The pod as a whole.
@@ -82,7 +137,9 @@ pub fn pod_config(pod: &Pod) -> Result<PodConfig, SpecError> {
     refuse_unsupported(spec)?;
     let name = pod.metadata.name.clone().unwrap_or_default();
     let mut ports = Vec::new();
-    for container in &spec.containers {
+    let host_network = spec.host_network == Some(true);
+    // A pod in the host's network has its ports already.
+    for container in spec.containers.iter().filter(|_| !host_network) {
         for port in container.ports.iter().flatten() {
             ports.extend(port_mapping(port)?);
         }
@@ -92,9 +149,16 @@ pub fn pod_config(pod: &Pod) -> Result<PodConfig, SpecError> {
     Ok(PodConfig {
         uid: pod.metadata.uid.clone().unwrap_or_default(),
         namespace: pod.metadata.namespace.clone().unwrap_or_default(),
-        hostname: spec.hostname.clone().unwrap_or_else(|| name.chars().take(63).collect()),
+        hostname: match &spec.hostname {
+            _ if host_network => String::new(),
+            Some(hostname) => hostname.clone(),
+            None => name.chars().take(63).collect(),
+        },
         name,
         host_users: spec.host_users == Some(true),
+        host_network,
+        host_pid: spec.host_pid == Some(true),
+        host_ipc: spec.host_ipc == Some(true),
         share_process_namespace: spec.share_process_namespace == Some(true),
         resources: pod_resources(spec)?,
         disk_bytes: disk_bytes(spec)?,
@@ -102,42 +166,30 @@ pub fn pod_config(pod: &Pod) -> Result<PodConfig, SpecError> {
         dns: dns(spec)?,
         host_aliases: host_aliases(spec)?,
         sysctls: sysctls.collect(),
-        volumes: spec.volumes.iter().flatten().map(volume).collect::<Result<_, _>>()?,
+        volumes: mounts::volumes(spec)?,
+        ..PodConfig::default()
     })
 }
 
 fn refuse_unsupported(spec: &PodSpec) -> Result<(), SpecError> {
     for (field, is_set) in [
-        ("spec.hostNetwork", spec.host_network == Some(true)),
-        ("spec.hostPID", spec.host_pid == Some(true)),
-        ("spec.hostIPC", spec.host_ipc == Some(true)),
         ("spec.runtimeClassName", spec.runtime_class_name.is_some()),
-        ("spec.imagePullSecrets", spec.image_pull_secrets.as_ref().is_some_and(|list| !list.is_empty())),
-        ("spec.ephemeralContainers", spec.ephemeral_containers.as_ref().is_some_and(|list| !list.is_empty())),
         ("spec.resourceClaims", spec.resource_claims.as_ref().is_some_and(|list| !list.is_empty())),
     ] {
         if is_set {
             return Err(unsupported(field));
         }
     }
-    for (_, container) in containers(spec) {
+    for (role, container) in containers(spec) {
         let path = |field: &str| format!("container {:?}: {field}", container.name);
-        for (field, is_set) in [
-            (
-                "lifecycle",
-                container
-                    .lifecycle
-                    .as_ref()
-                    .is_some_and(|hooks| hooks.post_start.is_some() || hooks.pre_stop.is_some()),
-            ),
-            ("livenessProbe", container.liveness_probe.is_some()),
-            ("readinessProbe", container.readiness_probe.is_some()),
-            ("startupProbe", container.startup_probe.is_some()),
-            ("volumeDevices", container.volume_devices.as_ref().is_some_and(|list| !list.is_empty())),
-        ] {
-            if is_set {
-                return Err(unsupported(path(field)));
-            }
+        if container.restart_policy.is_some() && role != Role::Sidecar {
+            return Err(unsupported(path("restartPolicy")));
+        }
+        let from_file = |variable: &k8s_openapi::api::core::v1::EnvVar| {
+            variable.value_from.as_ref().is_some_and(|source| source.file_key_ref.is_some())
+        };
+        if container.env.iter().flatten().any(from_file) {
+            return Err(unsupported(path("env.valueFrom.fileKeyRef")));
         }
     }
     Ok(())
@@ -183,11 +235,18 @@ pub fn resources(of: &ResourceRequirements) -> Result<Resources, SpecError> {
     let millis = |quantity: Quantity| u64::try_from(quantity.millis()).ok().filter(|millis| *millis > 0);
     let bytes = |quantity: Quantity| u64::try_from(quantity.units()).ok().filter(|bytes| *bytes > 0);
     let cpu_limit = amount(Some(of), "cpu", true)?.and_then(millis);
+    let huge = of.limits.iter().flatten().filter_map(|(name, amount)| Some((name.strip_prefix("hugepages-")?, amount)));
+    let huge = huge.map(|(size, amount)| {
+        let bytes = Quantity::parse(&amount.0).map_err(bad_quantity("hugepages"))?;
+        // The kernel's files say MB and mean Mi.
+        Ok(HugePages { page_size: size.replace('i', "B"), bytes: u64::try_from(bytes.units()).unwrap_or(0) })
+    });
     Ok(Resources {
         cpu_request_millis: amount(Some(of), "cpu", false)?.and_then(millis).or(cpu_limit),
         cpu_limit_millis: cpu_limit,
         memory_limit_bytes: amount(Some(of), "memory", true)?.and_then(bytes),
-        pids_max: None,
+        huge_pages: huge.collect::<Result<_, SpecError>>()?,
+        ..Resources::default()
     })
 }
 
@@ -248,37 +307,6 @@ fn host_aliases(spec: &PodSpec) -> Result<Vec<HostAlias>, SpecError> {
     spec.host_aliases.iter().flatten().map(parse).collect()
 }
 
-fn volume(volume: &Volume) -> Result<VolumeConfig, SpecError> {
-    let source = match (&volume.empty_dir, &volume.host_path) {
-        (Some(empty_dir), _) => {
-            let limit = empty_dir.size_limit.as_ref();
-            let limit = limit.map(|text| Quantity::parse(&text.0).map_err(bad_quantity("emptyDir.sizeLimit")));
-            VolumeSource::EmptyDir {
-                memory: empty_dir.medium.as_deref() == Some("Memory"),
-                size_bytes: limit.transpose()?.and_then(|limit| u64::try_from(limit.units()).ok()),
-            }
-        }
-        (None, Some(host_path)) => host_path_source(host_path)?,
-        (None, None) => {
-            return Err(unsupported(format!("volume {:?}: a source other than emptyDir and hostPath", volume.name)));
-        }
-    };
-    Ok(VolumeConfig { name: volume.name.clone(), source })
-}
-
-fn host_path_source(host_path: &HostPathVolumeSource) -> Result<VolumeSource, SpecError> {
-    let kind = match host_path.type_.as_deref().unwrap_or_default() {
-        "" => HostPathKind::Unchecked,
-        "DirectoryOrCreate" => HostPathKind::DirectoryOrCreate,
-        "Directory" => HostPathKind::Directory,
-        "FileOrCreate" => HostPathKind::FileOrCreate,
-        "File" => HostPathKind::File,
-        "Socket" => HostPathKind::Socket,
-        other => return Err(unsupported(format!("hostPath.type {other}"))),
-    };
-    Ok(VolumeSource::HostPath { path: PathBuf::from(&host_path.path), kind })
-}
-
 /// When to ask the registry: what the container says, else `Always` for `:latest` as Kubernetes has it.
 #[must_use]
 pub fn pull_policy(container: &Container) -> PullPolicy {
@@ -289,39 +317,54 @@ pub fn pull_policy(container: &Container) -> PullPolicy {
     }
 }
 
+/// What a container is made of beside its spec.
+#[derive(Debug, Clone)]
+pub struct Materials<'dir> {
+    /// Its image.
+    pub image: Arc<Image>,
+    /// Its environment.
+    pub env: Vec<(String, String)>,
+    /// Where the pod's projected volumes are written.
+    pub projected: &'dir Path,
+    /// The images of its image volumes, by volume.
+    pub images: BTreeMap<String, Arc<Image>>,
+    /// Its seccomp profile, where it names one of the node's.
+    pub seccomp: Option<Vec<u8>>,
+}
+
 /// One container with its image and environment.
 pub fn container_config(
     pod: &Pod,
     container: &Container,
     attempt: u32,
-    image: Arc<Image>,
-    env: Vec<(String, String)>,
+    materials: Materials<'_>,
 ) -> Result<ContainerConfig, SpecError> {
-    let pod_security = pod.spec.as_ref().and_then(|spec| spec.security_context.clone()).unwrap_or_default();
+    let spec = pod.spec.clone().unwrap_or_default();
+    let pod_security = spec.security_context.clone().unwrap_or_default();
     let own = container.security_context.clone().unwrap_or_default();
+    let env = &materials.env;
     let expand = |list: &Option<Vec<String>>| {
-        list.iter().flatten().map(|text| crate::environment::expand(text, &env)).collect::<Vec<_>>()
+        list.iter().flatten().map(|text| crate::environment::expand(text, env)).collect::<Vec<_>>()
     };
     let capabilities = own.capabilities.clone().unwrap_or_default();
-    let seccomp = own.seccomp_profile.as_ref().or(pod_security.seccomp_profile.as_ref());
-    let seccomp_type = seccomp.map(|profile| profile.type_.as_str());
-    if seccomp_type == Some("Localhost") {
-        return Err(unsupported("seccompProfile.type Localhost"));
-    }
+    let is_unmasked = own.proc_mount.as_deref() == Some("Unmasked");
     Ok(ContainerConfig {
-        name: container.name.clone(),
         attempt,
-        image,
         command: expand(&container.command),
         args: expand(&container.args),
         working_dir: container.working_dir.clone(),
         user: user(pod, own.run_as_user.or(pod_security.run_as_user), own.run_as_group.or(pod_security.run_as_group))?,
         supplemental_groups: supplemental_groups(&pod_security)?,
+        groups_policy: match pod_security.supplemental_groups_policy.as_deref() {
+            Some("Strict") => GroupsPolicy::Strict,
+            _ => GroupsPolicy::Merge,
+        },
         run_as_non_root: own.run_as_non_root.or(pod_security.run_as_non_root) == Some(true),
         tty: container.tty == Some(true),
         stdin: container.stdin == Some(true),
         stdin_once: container.stdin_once == Some(true),
-        mounts: container.volume_mounts.iter().flatten().map(volume_mount).collect::<Result<_, _>>()?,
+        mounts: mounts::container_mounts(&spec, container, &materials)?,
+        devices: mounts::devices(&spec, container)?,
         resources: Resources {
             pids_max: Some(PIDS_MAX),
             ..container.resources.as_ref().map_or(Ok(Resources::default()), resources)?
@@ -329,28 +372,64 @@ pub fn container_config(
         capabilities: CapabilityChange {
             add: capabilities.add.unwrap_or_default(),
             drop: capabilities.drop.unwrap_or_default(),
+            ..CapabilityChange::default()
         },
         no_new_privileges: own.allow_privilege_escalation == Some(false),
         read_only_root: own.read_only_root_filesystem == Some(true),
         privileged: own.privileged == Some(true),
-        seccomp_unconfined: seccomp_type == Some("Unconfined"),
-        env,
+        seccomp: seccomp(pod, container, materials.seccomp)?,
+        apparmor_profile: apparmor(&own, &pod_security),
+        process_namespace: process_namespace(&spec, &container.name),
+        masked_paths: is_unmasked.then(Vec::new),
+        read_only_paths: is_unmasked.then(Vec::new),
+        termination_message: container.termination_message_path.clone().filter(|path| path.starts_with('/')),
+        stop_signal: container.lifecycle.as_ref().and_then(|hooks| hooks.stop_signal.clone()),
+        env: materials.env,
+        ..ContainerConfig::new(&container.name, materials.image)
     })
 }
 
-fn volume_mount(mount: &k8s_openapi::api::core::v1::VolumeMount) -> Result<VolumeMount, SpecError> {
-    if mount.sub_path_expr.is_some() {
-        return Err(unsupported("volumeMounts.subPathExpr"));
+/// The file of a container's seccomp profile below the node's folder of them, where it names one.
+pub fn seccomp_profile<'pod>(pod: &'pod Pod, container: &'pod Container) -> Result<Option<&'pod str>, SpecError> {
+    let own = container.security_context.as_ref().and_then(|security| security.seccomp_profile.as_ref());
+    let pods = pod.spec.as_ref().and_then(|spec| spec.security_context.as_ref()?.seccomp_profile.as_ref());
+    let Some(profile) = own.or(pods).filter(|profile| profile.type_ == "Localhost") else { return Ok(None) };
+    let path = profile.localhost_profile.as_deref().unwrap_or_default();
+    let is_below = !path.is_empty() && path.split('/').all(|part| !matches!(part, "" | "." | ".."));
+    let refuse = || SpecError::Invalid {
+        field: "seccompProfile.localhostProfile".to_owned(),
+        reason: format!("{path:?} is no path below the node's folder of profiles; name one without .."),
+    };
+    if is_below { Ok(Some(path)) } else { Err(refuse()) }
+}
+
+fn seccomp(pod: &Pod, container: &Container, profile: Option<Vec<u8>>) -> Result<Seccomp, SpecError> {
+    if seccomp_profile(pod, container)?.is_some() {
+        return Ok(Seccomp::Localhost(profile.unwrap_or_default()));
     }
-    if mount.mount_propagation.as_deref().is_some_and(|propagation| propagation != "None") {
-        return Err(unsupported("volumeMounts.mountPropagation"));
+    let own = container.security_context.as_ref().and_then(|security| security.seccomp_profile.as_ref());
+    let pods = pod.spec.as_ref().and_then(|spec| spec.security_context.as_ref()?.seccomp_profile.as_ref());
+    let is_unconfined = own.or(pods).is_some_and(|profile| profile.type_ == "Unconfined");
+    Ok(if is_unconfined { Seccomp::Unconfined } else { Seccomp::RuntimeDefault })
+}
+
+fn apparmor(own: &SecurityContext, pods: &k8s_openapi::api::core::v1::PodSecurityContext) -> Option<String> {
+    let profile = own.app_armor_profile.as_ref().or(pods.app_armor_profile.as_ref())?;
+    match profile.type_.as_str() {
+        "Localhost" => profile.localhost_profile.clone(),
+        "Unconfined" => Some("unconfined".to_owned()),
+        _ => None,
     }
-    Ok(VolumeMount {
-        volume: mount.name.clone(),
-        path: mount.mount_path.clone(),
-        sub_path: mount.sub_path.clone(),
-        read_only: mount.read_only == Some(true),
-    })
+}
+
+fn process_namespace(spec: &PodSpec, container: &str) -> ProcessNamespace {
+    let ephemeral = spec.ephemeral_containers.iter().flatten().find(|one| one.name == container);
+    match ephemeral.and_then(|one| one.target_container_name.clone()).filter(|name| !name.is_empty()) {
+        _ if spec.host_pid == Some(true) => ProcessNamespace::Node,
+        _ if spec.share_process_namespace == Some(true) => ProcessNamespace::Pod,
+        Some(target) => ProcessNamespace::Target(target),
+        None => ProcessNamespace::Own,
+    }
 }
 
 fn id(field: &str, value: i64) -> Result<u32, SpecError> {

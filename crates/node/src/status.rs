@@ -49,7 +49,8 @@ pub fn build(pod: &Pod, lifecycle: &Lifecycle, around: &Surroundings, now: Times
         message,
         conditions: Some(conditions(pod, lifecycle, phase, now)),
         container_statuses: statuses(|role| role == Role::Main),
-        init_container_statuses: statuses(|role| role != Role::Main),
+        init_container_statuses: statuses(|role| matches!(role, Role::Init | Role::Sidecar)),
+        ephemeral_container_statuses: statuses(|role| role == Role::Ephemeral),
         pod_ip: around.pod_ips.first().cloned(),
         pod_ips: (!around.pod_ips.is_empty())
             .then(|| around.pod_ips.iter().map(|ip| PodIP { ip: ip.clone() }).collect()),
@@ -62,20 +63,17 @@ pub fn build(pod: &Pod, lifecycle: &Lifecycle, around: &Surroundings, now: Times
 }
 
 fn container_status(pod: &Pod, slot: &Slot, around: &Surroundings) -> ContainerStatus {
-    let image = pod.spec.as_ref().and_then(|spec| {
-        spec::containers(spec).find(|(_, container)| container.name == slot.name).and_then(|(_, c)| c.image.clone())
-    });
+    let image = pod.spec.as_ref().and_then(|spec| spec::find(spec, &slot.name)?.image);
     let id =
         |attempt: u32| around.sandbox.as_ref().map(|sandbox| format!("sampan://{sandbox}/{}/{attempt}", slot.name));
-    let running = slot.is_running();
     let finished_well = slot.role == Role::Init && slot.exit().is_some_and(|exit| exit.code == 0);
     ContainerStatus {
         name: slot.name.clone(),
         image: image.unwrap_or_default(),
         image_id: around.image_ids.get(&slot.name).cloned().unwrap_or_default(),
         container_id: if slot.ever_started { id(slot.restarts) } else { None },
-        ready: running || finished_well,
-        started: Some(running),
+        ready: slot.is_ready() || finished_well,
+        started: Some(slot.is_started()),
         restart_count: i32::try_from(slot.restarts).unwrap_or(i32::MAX),
         state: Some(state(slot, around)),
         last_state: match &slot.state {
@@ -98,6 +96,8 @@ fn state(slot: &Slot, around: &Surroundings) -> ContainerState {
             None => waiting("ContainerCreating", None),
         },
         State::Waiting { reason, message, .. } => waiting(reason, Some(message.clone())),
+        // As the kubelet has it: what has to be done first belongs to the start.
+        State::Running { .. } if slot.is_hook_pending() => waiting("ContainerCreating", None),
         State::Running { since } => ContainerState {
             running: Some(ContainerStateRunning { started_at: Some(Time(*since)) }),
             ..ContainerState::default()
@@ -130,18 +130,23 @@ fn conditions(pod: &Pod, lifecycle: &Lifecycle, phase: Phase, now: Timestamp) ->
     let old = pod.status.as_ref().and_then(|status| status.conditions.clone()).unwrap_or_default();
     let initialized = lifecycle.slots.iter().all(|slot| match slot.role {
         Role::Init => slot.exit().is_some_and(|exit| exit.code == 0),
-        Role::Sidecar => slot.is_running() || phase.is_final(),
-        Role::Main => true,
+        Role::Sidecar => slot.is_started() || phase.is_final(),
+        Role::Main | Role::Ephemeral => true,
     });
-    let mut mains = lifecycle.slots.iter().filter(|slot| slot.role == Role::Main);
-    let ready = phase == Phase::Running && mains.all(Slot::is_running);
+    let mut lasting = lifecycle.slots.iter().filter(|slot| matches!(slot.role, Role::Main | Role::Sidecar));
+    let containers_ready = phase == Phase::Running && lasting.all(Slot::is_ready);
+    // What others vouch for (`readinessGates`) stands in the conditions that they have written.
+    let gates = pod.spec.iter().flat_map(|spec| spec.readiness_gates.iter().flatten());
+    let vouched = |type_: &str| old.iter().any(|condition| condition.type_ == type_ && condition.status == "True");
+    let gated = gates.map(|gate| gate.condition_type.as_str()).any(|type_| !vouched(type_));
+    let ready = containers_ready && !gated;
     let completed = if phase == Phase::Succeeded { Some("PodCompleted") } else { None };
     let not_ready = completed.or(if phase == Phase::Failed { Some("PodFailed") } else { Some("ContainersNotReady") });
     let values = [
         ("PodScheduled", true, None),
         ("Initialized", initialized, completed.or(Some("ContainersNotInitialized"))),
-        ("ContainersReady", ready, not_ready),
-        ("Ready", ready, not_ready),
+        ("ContainersReady", containers_ready, not_ready),
+        ("Ready", ready, if containers_ready { Some("ReadinessGatesNotReady") } else { not_ready }),
     ];
     let condition = |(type_, is_true, reason): (&str, bool, Option<&str>)| {
         let status = if is_true { "True" } else { "False" };
@@ -154,7 +159,18 @@ fn conditions(pod: &Pod, lifecycle: &Lifecycle, phase: Phase, now: Timestamp) ->
             ..PodCondition::default()
         }
     };
-    values.into_iter().map(condition).collect()
+    let others = old.iter().filter(|one| !values.iter().any(|(type_, ..)| one.type_ == *type_)).cloned();
+    values.into_iter().map(condition).chain(others).collect()
+}
+
+/// Whether a container was started and ready by what is stored of it.
+pub(crate) fn health(status: Option<&PodStatus>, container: &str) -> (bool, bool) {
+    let all = status.into_iter().flat_map(|status| {
+        let init = status.init_container_statuses.iter().flatten();
+        status.container_statuses.iter().flatten().chain(init)
+    });
+    let known = all.into_iter().find(|known| known.name == container);
+    known.map_or((false, false), |known| (known.started == Some(true), known.ready))
 }
 
 /// `Guaranteed`, `Burstable` or `BestEffort`, as Kubernetes computes it.
@@ -182,7 +198,7 @@ fn qos_class(pod: &Pod) -> &'static str {
 /// agent, not by this.
 pub fn restore(slots: &mut [Slot], status: &PodStatus) {
     let all = status.container_statuses.iter().flatten().chain(status.init_container_statuses.iter().flatten());
-    for known in all {
+    for known in all.chain(status.ephemeral_container_statuses.iter().flatten()) {
         let Some(slot) = slots.iter_mut().find(|slot| slot.name == known.name) else { continue };
         slot.restarts = u32::try_from(known.restart_count).unwrap_or(0);
         slot.ever_started = known.container_id.is_some();

@@ -11,10 +11,13 @@
 //! Ends by itself when its pod is deleted and gone from the host, or when its queue is closed at shutdown; then
 //! whatever runs in the sandbox stays running.
 
+mod health;
+mod image;
 mod report;
 pub(crate) mod start;
+mod volumes;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,10 +34,11 @@ use sampan_sandbox::SandboxEvent;
 use sampan_store::{Key, Object, Store};
 use tokio::sync::{mpsc, watch};
 
-use crate::events::{Kind, Recorder};
-use crate::lifecycle::{Action, Exit, Lifecycle, Sandbox, State, after};
+use crate::check::Answer;
+use crate::events::{Event, Kind, Recorder};
+use crate::lifecycle::{Action, Exit, Lifecycle, Sandbox, Slot, State, after};
 use crate::limits::{GRACE_DEFAULT, PRESSURE_INTERVAL, RESTART_DELAY_FIRST, RESTART_DELAY_LONGEST, WORKER_QUEUE};
-use crate::spec;
+use crate::{probe, projection, spec};
 
 /// Annotation that stops a pod but keeps the object: seconds of grace.
 const STOP_ANNOTATION: &str = "sampan.dev/stop";
@@ -45,10 +49,14 @@ const CREATED_BY_ANNOTATION: &str = "sampan.dev/created-by";
 #[derive(Debug)]
 pub(crate) struct Services {
     pub(crate) store: Store,
-    pub(crate) runtime: Runtime,
+    pub(crate) runtime: Arc<Runtime>,
     pub(crate) images: ImageStore,
     pub(crate) node_name: String,
     pub(crate) host_ip: String,
+    /// What containers without limits may use: thousandths of a core, bytes of memory.
+    pub(crate) allocatable: (i64, i64),
+    /// Where the node's own seccomp profiles are.
+    pub(crate) seccomp_dir: std::path::PathBuf,
 }
 
 /// What a worker is told.
@@ -66,6 +74,18 @@ pub(crate) enum Message {
     Happened(Arc<Pod>, SandboxEvent),
     /// The sandbox is taken away.
     Removed(Result<(), RuntimeError>),
+    /// A probe of a container's run was answered.
+    Probed { index: usize, attempt: u32, kind: probe::Kind, answer: Answer },
+    /// The post-start hook of a container's run has ended.
+    PostStarted { index: usize, attempt: u32, result: Result<(), String> },
+    /// The pre-stop hook of a container's run has ended, or was given up.
+    PreStopped { index: usize, attempt: u32 },
+    /// An object that the pod's volumes show has changed.
+    Projected,
+    /// Something has happened to an image.
+    Image(sampan_image::ImageEvent),
+    /// Something to tell people.
+    Told(Event),
 }
 
 /// Where one container stands, for those who read its logs or attach to it.
@@ -95,6 +115,8 @@ pub(crate) struct View {
 pub(crate) struct Handle {
     pub(crate) queue: mpsc::Sender<Message>,
     pub(crate) view: watch::Receiver<View>,
+    /// The pod's namespace, and the ConfigMaps and Secrets of it that its volumes show.
+    pub(crate) shows: Arc<(String, BTreeSet<(&'static str, String)>)>,
 }
 
 type SharedImage = Shared<BoxFuture<'static, Result<Arc<Image>, Arc<ImageError>>>>;
@@ -130,7 +152,11 @@ pub(crate) struct Worker {
     sender: mpsc::Sender<Message>,
     view: watch::Sender<View>,
     recorder: Recorder,
-    pending_events: Vec<(Kind, &'static str, String)>,
+    pending_events: Vec<Event>,
+    /// The last restart of each container whose back-off was told of.
+    backed_off: HashMap<String, u32>,
+    /// Only one errand at a time writes the projected volumes.
+    volumes_turn: Arc<tokio::sync::Mutex<()>>,
     report: report::Report,
     /// Tells errands that wait for an image to give up.
     stopping: watch::Sender<bool>,
@@ -152,7 +178,10 @@ impl Worker {
     pub(crate) fn spawn(services: Arc<Services>, object: Arc<Object>, pod: PodObject, found: Found) -> Handle {
         let (sender, queue) = mpsc::channel(WORKER_QUEUE);
         let (view_sender, view) = watch::channel(View::default());
-        let handle = Handle { queue: sender.clone(), view };
+        let spec = pod.spec.as_ref();
+        let shows =
+            (object.key.namespace.clone().unwrap_or_default(), spec.map(projection::references).unwrap_or_default());
+        let handle = Handle { queue: sender.clone(), view, shows: Arc::new(shows) };
         let worker = Self::new(services, &object, pod, sender, queue, view_sender);
         tokio::spawn(worker.run(found));
         handle
@@ -200,6 +229,8 @@ impl Worker {
             view,
             recorder,
             pending_events: Vec::new(),
+            backed_off: HashMap::new(),
+            volumes_turn: Arc::default(),
             report: report::Report::default(),
             stopping: watch::Sender::new(false),
             object_gone: false,
@@ -221,12 +252,14 @@ impl Worker {
             for action in next.actions {
                 self.act(action);
             }
+            self.tell_of_back_off();
+            let probes_at = self.send_probes(now);
             self.publish();
             let report_at = self.report(now).await;
             if self.is_finished().await {
                 return;
             }
-            let wake = [next.wake, report_at, self.active_deadline()].into_iter().flatten().min();
+            let wake = [next.wake, probes_at, report_at, self.active_deadline()].into_iter().flatten().min();
             let wait =
                 wake.map_or(Duration::MAX, |at| at.duration_since(Timestamp::now()).try_into().unwrap_or_default());
             tokio::select! {
@@ -268,12 +301,12 @@ impl Worker {
         match adopted {
             Ok(pod) => {
                 for (name, since) in pod.running_containers().await.unwrap_or_default() {
-                    if let Some(index) = self.lifecycle.index(&name)
-                        && !self.lifecycle.slots.get(index).is_some_and(|slot| slot.is_running())
-                    {
+                    let Some(index) = self.lifecycle.index(&name) else { continue };
+                    if !self.lifecycle.slots.get(index).is_some_and(Slot::is_running) {
                         self.lifecycle.starting(index);
-                        self.lifecycle.started(index, since);
                     }
+                    let (was_started, was_ready) = crate::status::health(self.object.status.as_ref(), &name);
+                    self.lifecycle.resumed(index, since, was_started, was_ready);
                 }
                 self.hold_images().await;
                 self.sandbox_ready(pod);
@@ -307,7 +340,14 @@ impl Worker {
         match action {
             Action::MakeSandbox => self.make_sandbox(),
             Action::Start(index) => self.start(index),
-            Action::Terminate(index) => self.signal(index, None),
+            Action::PreStop(index, deadline) => {
+                self.tell_of_stop(index);
+                self.pre_stop(index, deadline);
+            }
+            Action::Terminate(index) => {
+                self.tell_of_stop(index);
+                self.signal(index, None);
+            }
             Action::Kill(index) => self.signal(index, Some(9)),
             Action::RemoveSandbox => self.remove_sandbox(false),
         }
@@ -320,7 +360,13 @@ impl Worker {
                     let pod = Arc::new(pod);
                     self.apply_object(&pod);
                     self.report.compare(&object);
+                    let (old, new) = (&self.object.metadata, &pod.metadata);
+                    let relabelled = old.labels != new.labels || old.annotations != new.annotations;
                     self.object = pod;
+                    self.take_ephemeral();
+                    if relabelled {
+                        self.refresh_volumes();
+                    }
                 }
                 Err(error) => tracing::error!(pod = %self.key, %error, "the stored pod cannot be read"),
             },
@@ -332,6 +378,25 @@ impl Worker {
             Message::Started(index, started) => self.started(index, started),
             Message::Happened(reporting, event) => self.happened(&reporting, event),
             Message::Removed(removed) => self.removed(removed),
+            Message::Probed { index, attempt, kind, answer } => self.probed(index, attempt, kind, answer),
+            Message::PostStarted { index, attempt, result } => self.post_started(index, attempt, result),
+            Message::PreStopped { index, attempt } => self.lifecycle.pre_stopped(index, attempt),
+            Message::Projected => {
+                self.lifecycle.retry(start::VOLUME_MISSING, Timestamp::now());
+                self.refresh_volumes();
+            }
+            Message::Image(event) => self.image_event(&event),
+            Message::Told(event) => self.pending_events.push(event),
+        }
+    }
+
+    /// Containers that somebody has put into the pod since.
+    fn take_ephemeral(&mut self) {
+        let object = Arc::clone(&self.object);
+        for slot in object.spec.iter().flat_map(spec::ephemeral_slots) {
+            if self.lifecycle.index(&slot.name).is_none() {
+                self.lifecycle.slots.push(slot);
+            }
         }
     }
 
@@ -419,7 +484,7 @@ impl Worker {
                         code,
                         signal,
                         reason: reason.to_owned(),
-                        message: String::new(),
+                        message: self.last_words(&pod, index, code),
                         started_at: Some(started_at),
                         finished_at,
                     };
@@ -498,7 +563,44 @@ impl Worker {
     }
 
     fn event(&mut self, kind: Kind, reason: &'static str, message: String) {
-        self.pending_events.push((kind, reason, message));
+        self.pending_events.push(pod_event(kind, reason, message));
+    }
+
+    fn container_event(&mut self, container: &str, kind: Kind, reason: &'static str, message: String) {
+        let mut event = container_event(container, kind, reason, message);
+        let is_role = |slot: &&Slot| slot.name == container;
+        event.field = self.lifecycle.slots.iter().find(is_role).map(|slot| field_of(slot.role, container));
+        self.pending_events.push(event);
+    }
+
+    /// Says once of each stop that it begins. One that is not well was told of when it was found so.
+    fn tell_of_stop(&mut self, index: usize) {
+        let Some(slot) = self.lifecycle.slots.get_mut(index) else { return };
+        if !slot.announce_stop() {
+            return;
+        }
+        let name = slot.name.clone();
+        self.container_event(&name, Kind::Normal, "Killing", format!("Stopping container {name}"));
+    }
+
+    /// Says once of each restart that has to wait that it does.
+    fn tell_of_back_off(&mut self) {
+        let waits = |slot: &Slot| matches!(&slot.state, State::Waiting { reason, .. } if reason == "CrashLoopBackOff");
+        let waiting: Vec<(String, u32)> = self
+            .lifecycle
+            .slots
+            .iter()
+            .filter(|slot| waits(slot))
+            .map(|slot| (slot.name.clone(), slot.restarts))
+            .collect();
+        for (name, restarts) in waiting {
+            if self.backed_off.insert(name.clone(), restarts) != Some(restarts) {
+                let namespace = self.key.namespace.clone().unwrap_or_default();
+                let pod = format!("{}_{namespace}({})", self.key.name, self.uid);
+                let message = format!("Back-off restarting failed container {name} in pod {pod}");
+                self.container_event(&name, Kind::Warning, "BackOff", message);
+            }
+        }
     }
 
     /// Shows others where the pod stands.
@@ -536,6 +638,25 @@ impl Worker {
         }
         true
     }
+}
+
+/// An event about the pod as a whole.
+pub(crate) fn pod_event(kind: Kind, reason: &'static str, message: String) -> Event {
+    Event { kind, reason, message, field: None }
+}
+
+/// An event about one of its containers.
+pub(crate) fn container_event(container: &str, kind: Kind, reason: &'static str, message: String) -> Event {
+    Event { field: Some(field_of(crate::lifecycle::Role::Main, container)), ..pod_event(kind, reason, message) }
+}
+
+fn field_of(role: crate::lifecycle::Role, container: &str) -> String {
+    let list = match role {
+        crate::lifecycle::Role::Init | crate::lifecycle::Role::Sidecar => "initContainers",
+        crate::lifecycle::Role::Main => "containers",
+        crate::lifecycle::Role::Ephemeral => "ephemeralContainers",
+    };
+    format!("spec.{list}{{{container}}}")
 }
 
 /// Sends to a worker; one that has ended no longer wants to know.

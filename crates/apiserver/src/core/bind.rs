@@ -46,6 +46,7 @@ impl Core {
         conditions.retain(|condition| condition["type"] != "PodScheduled");
         conditions.push(json!({"type": "PodScheduled", "status": "True", "lastProbeTime": Value::Null, "lastTransitionTime": now()}));
         value["status"]["conditions"] = Value::Array(conditions);
-        self.store_changed(pods, Part::Main, &key(pods, Some(namespace), name), &current, value, options).await
+        // Admission sees it as a binding, and holds whoever binds to what there is room for.
+        self.store_changed(pods, Part::Binding, &key(pods, Some(namespace), name), &current, value, options).await
     }
 }

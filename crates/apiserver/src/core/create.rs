@@ -48,6 +48,7 @@ impl Core {
             }
             refuse(resource, &candidate, &validate(&self.catalog.schemas, resource, &candidate))?;
             if resource.kind == "Pod" {
+                refuse(resource, &candidate, &crate::pod::validate_new(&candidate))?;
                 candidate["status"] = crate::pod::first_status(&candidate);
             }
             let result = self.store_new(resource, namespace, candidate, options).await;

@@ -20,6 +20,25 @@ pub(crate) enum Part {
     Main,
     /// The status, and the labels and annotations with it, so that a node writes both at once.
     Status,
+    /// A pod's `ephemeralContainers`, which only grow.
+    EphemeralContainers,
+    /// What a pod's containers may use.
+    Resize,
+    /// A pod's node.
+    Binding,
+}
+
+impl Part {
+    /// As admission hears of it.
+    const fn subresource(self) -> Option<&'static str> {
+        match self {
+            Self::Main => None,
+            Self::Status => Some("status"),
+            Self::EphemeralContainers => Some("ephemeralcontainers"),
+            Self::Resize => Some("resize"),
+            Self::Binding => Some("binding"),
+        }
+    }
 }
 
 /// Only the server sets these: an update keeps what is stored.
@@ -80,6 +99,20 @@ impl Core {
                 }
                 self.fill(resource, value);
             }
+            Part::EphemeralContainers => {
+                keep_all_but(old, value, |next, wanted| {
+                    let list = wanted["spec"]["ephemeralContainers"].take();
+                    if !list.is_null() {
+                        next["spec"]["ephemeralContainers"] = list;
+                    }
+                });
+                self.fill(resource, value);
+            }
+            Part::Resize => {
+                keep_all_but(old, value, crate::pod::take_resources);
+                self.fill(resource, value);
+            }
+            Part::Binding => {}
             Part::Status => {
                 keep_all_but_status(old, value);
                 if let Some(field) = self.catalog.schemas.field(resource.object_type, "status") {
@@ -93,17 +126,17 @@ impl Core {
             }
         }
         refuse(resource, value, &validate(&self.catalog.schemas, resource, value))?;
-        if part == Part::Main {
-            let faults = match resource.kind.as_str() {
-                "Pod" => crate::pod::validate_update(old, value),
-                "Secret" | "ConfigMap" => immutable_faults(old, value),
-                _ => Vec::new(),
-            };
-            refuse(resource, value, &faults)?;
-            if resource.kind == "Pod" && old["spec"] != value["spec"] {
-                let generation = old["metadata"]["generation"].as_i64().unwrap_or(0);
-                value["metadata"]["generation"] = Value::from(generation + 1);
-            }
+        let faults = match (part, resource.kind.as_str()) {
+            (Part::Main, "Pod") => crate::pod::validate_update(old, value),
+            (Part::EphemeralContainers, "Pod") => crate::pod::validate_ephemeral(old, value),
+            (Part::Resize, "Pod") => crate::pod::validate_resize(old, value),
+            (Part::Main, "Secret" | "ConfigMap") => immutable_faults(old, value),
+            _ => Vec::new(),
+        };
+        refuse(resource, value, &faults)?;
+        if resource.kind == "Pod" && old["spec"] != value["spec"] {
+            let generation = old["metadata"]["generation"].as_i64().unwrap_or(0);
+            value["metadata"]["generation"] = Value::from(generation + 1);
         }
         Ok(())
     }
@@ -118,9 +151,7 @@ impl Core {
         options: &WriteOptions,
     ) -> Result<Arc<Object>, ApiError> {
         let mut request = request(Operation::Update, resource, key, Some(&current.value), options);
-        if part == Part::Status {
-            request.subresource = Some("status");
-        }
+        request.subresource = part.subresource();
         self.admitted(request, &mut value, async |value| {
             if options.dry_run {
                 return Ok(unstored(key.clone(), value));
@@ -197,6 +228,16 @@ fn keep_metadata(resource: &Resource, old: &Value, value: &mut Value) -> Result<
         }
     }
     Ok(())
+}
+
+/// Everything stays but what `take` takes over of what is wanted.
+fn keep_all_but(old: &Value, value: &mut Value, take: impl FnOnce(&mut Value, &mut Value)) {
+    let mut next = old.clone();
+    take(&mut next, value);
+    if let Some(version) = value["metadata"].get("resourceVersion") {
+        next["metadata"]["resourceVersion"] = version.clone();
+    }
+    *value = next;
 }
 
 /// For a change of the status: everything stays but status, labels and annotations.

@@ -87,18 +87,25 @@ impl Change {
     async fn carry_out(&self) -> Result<Response<Body>, ApiError> {
         let resource = self.api.core.resource(&self.resource)?;
         let name = self.name.as_deref();
-        let part = if self.subresource.as_deref() == Some("status") { Part::Status } else { Part::Main };
+        let part = match self.subresource.as_deref() {
+            Some("status") => Part::Status,
+            Some("ephemeralcontainers") => Part::EphemeralContainers,
+            Some("resize") => Part::Resize,
+            _ => Part::Main,
+        };
         match (&self.method, name, self.subresource.as_deref()) {
             (&Method::POST, None, None) => self.create(resource).await,
             (&Method::POST, Some(name), Some("binding")) => self.bind(name).await,
-            (&Method::PUT, Some(name), None | Some("status")) => {
+            (&Method::PUT, Some(name), None | Some("status" | "ephemeralcontainers" | "resize")) => {
                 let value = self.object(&resource.schema)?;
                 let options = self.write_options()?;
                 let place = (self.namespace.as_deref(), name);
                 let written = self.api.core.modify(resource, part, place, &options, |_| Ok(value.clone())).await?;
                 self.written(resource, StatusCode::OK, &written)
             }
-            (&Method::PATCH, Some(name), None | Some("status")) => self.patch(resource, part, name).await,
+            (&Method::PATCH, Some(name), None | Some("status" | "ephemeralcontainers" | "resize")) => {
+                self.patch(resource, part, name).await
+            }
             (&Method::DELETE, Some(name), None) => {
                 let options = self.delete_options()?;
                 let removal = self.api.core.remove(resource, self.namespace.as_deref(), name, &options).await?;

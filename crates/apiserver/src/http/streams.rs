@@ -9,7 +9,7 @@ use http_body_util::{BodyExt as _, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper_util::rt::TokioIo;
 use sampan_store::Object;
-use sampan_streaming::{Handshake, RemoteStreams};
+use sampan_streaming::{ForwardHandshake, Handshake, RemoteStreams};
 use serde_json::Value;
 
 use crate::body::{Body, BodyError, empty};
@@ -94,6 +94,41 @@ impl Front {
         Ok(response.map(|()| empty()))
     }
 
+    /// `pods/portforward`: connections of the client's, carried to ports inside the pod.
+    pub(crate) async fn forward(
+        &self,
+        mut request: Request<Incoming>,
+        target: &Target<'_>,
+        query: &Query,
+    ) -> Result<Response<Body>, ApiError> {
+        let permit = Arc::clone(&self.streams).try_acquire_owned();
+        let permit =
+            permit.map_err(|_all_taken| ApiError::too_many_requests("too many streams are open, try again later"))?;
+        let pod = self.bound_pod(target).await?;
+        let ports = ports(query)?;
+        let handshake =
+            ForwardHandshake::agree(request.headers()).map_err(|error| ApiError::bad_request(error.to_string()))?;
+        let upgrade = hyper::upgrade::on(&mut request);
+        let connector = self.node.port_forward(&pod_ref(&pod.value)).await?;
+        let response = handshake.response();
+        let stopping = self.stopping.clone();
+        tokio::spawn(async move {
+            let _permit = permit;
+            let connection = match upgrade.await {
+                Ok(connection) => TokioIo::new(connection),
+                Err(error) => {
+                    tracing::debug!(%error, "a client went away before its ports were forwarded");
+                    return;
+                }
+            };
+            tokio::select! {
+                () = handshake.serve(connection, &ports, connector) => {}
+                () = stopping.cancelled() => {}
+            }
+        });
+        Ok(response.map(|()| empty()))
+    }
+
     async fn open(
         &self,
         target: &Target<'_>,
@@ -149,6 +184,17 @@ impl Front {
         }
         Ok(pod)
     }
+}
+
+/// The ports that a request names: `ports=80&ports=443`, or `ports=80,443`. Most clients name none.
+fn ports(query: &Query) -> Result<Vec<u16>, ApiError> {
+    let all = query.all("ports");
+    let texts = all.iter().flat_map(|text| text.split(',')).filter(|text| !text.is_empty());
+    let number = |text: &str| {
+        let port = text.parse::<u16>().ok().filter(|port| *port > 0);
+        port.ok_or_else(|| ApiError::bad_request(format!("ports: {text:?} is not a port from 1 to 65535")))
+    };
+    texts.map(number).collect()
 }
 
 fn pod_ref(pod: &Value) -> PodRef {

@@ -11,6 +11,7 @@ use sampan_apiserver::{
     Admission, AdmissionRequest, ApiError, ApiHandle, AttachOptions, Body, DeleteOptions, EventRecord, ExecOptions,
     LogOptions, LogStream, NodeLink, NodeLinkError, Operation, PodRef, RemoteExit, RemoteStreams,
 };
+use sampan_streaming::{ByteStream, PortConnector};
 use serde_json::{Value, json};
 
 pub(crate) const NODE: &str = "node-1";
@@ -31,6 +32,17 @@ impl Admission for BindAll {
 }
 
 pub(crate) struct FakeNode;
+
+/// Connects to ports of this machine.
+struct ThisMachine;
+
+#[async_trait]
+impl PortConnector for ThisMachine {
+    async fn connect(&self, port: u16) -> Result<Box<dyn ByteStream>, String> {
+        let stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await;
+        stream.map(|stream| Box::new(stream) as _).map_err(|error| error.to_string())
+    }
+}
 
 /// Plays the node: what is bound runs, `true` succeeds, what is marked goes.
 pub(crate) async fn play(api: ApiHandle) -> Result<(), ApiError> {
@@ -138,6 +150,10 @@ impl NodeLink for FakeNode {
         let command = vec!["sh".to_owned(), "-c".to_owned(), "echo attached; cat".to_owned()];
         let AttachOptions { container, stdin, stdout, stderr, tty } = options;
         self.exec(pod, ExecOptions { container, command, stdin, stdout, stderr, tty }).await
+    }
+
+    async fn port_forward(&self, _: &PodRef) -> Result<Arc<dyn PortConnector>, NodeLinkError> {
+        Ok(Arc::new(ThisMachine))
     }
 
     async fn proxy(&self, request: http::Request<Body>) -> http::Response<Body> {

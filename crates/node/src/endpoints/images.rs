@@ -84,7 +84,7 @@ async fn pull(node: Node, reference: String, policy: PullPolicy, lines: mpsc::Se
             }
         }
     };
-    let (result, ()) = tokio::join!(node.services.images.ensure(&reference, policy, progress), forward);
+    let (result, ()) = tokio::join!(node.services.images.pull(&reference, policy, progress), forward);
     let last = match result {
         Ok(image) => json!({"done": {
             "id": image.id.to_string(), "digest": image.manifest_digest.to_string(), "reference": image.reference,
@@ -96,7 +96,7 @@ async fn pull(node: Node, reference: String, policy: PullPolicy, lines: mpsc::Se
     }
 }
 
-fn refused(error: &ImageError) -> sampan_apiserver::NodeLinkError {
+pub(super) fn refused(error: &ImageError) -> sampan_apiserver::NodeLinkError {
     let line = ErrorChain(error).to_string();
     match error {
         ImageError::Unknown { .. } => refuse(StatusCode::NOT_FOUND, "NotFound", line),

@@ -58,6 +58,7 @@ impl Node {
             }
         };
         line(format_args!("sampan_pods{{sandbox=\"live\"}} {running}\nsampan_pods{{sandbox=\"none\"}} {other}\n"));
+        line(format_args!("{}", self.services.images.counters()));
         line(format_args!(
             "# HELP sampan_container_cpu_seconds_total CPU time used.\n# TYPE sampan_container_cpu_seconds_total counter\n\
              # HELP sampan_container_memory_working_set_bytes Memory that cannot be reclaimed.\n\

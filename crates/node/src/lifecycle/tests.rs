@@ -5,7 +5,9 @@ use std::time::Duration;
 use jiff::Timestamp;
 use proptest::prelude::*;
 
-use super::{Action, Exit, Lifecycle, Phase, RestartPolicy, Role, Sandbox, Slot, State};
+use super::{Action, Exit, Hooks, Lifecycle, Phase, RestartPolicy, Role, Sandbox, Slot, State, after};
+use crate::limits::FORCED_AFTER;
+use crate::probe::{Kind, Probing, Timing, Verdict};
 
 fn at(seconds: i64) -> Timestamp {
     Timestamp::from_second(1_000_000 + seconds).unwrap()
@@ -148,9 +150,121 @@ fn a_refused_start_does_not_count_as_a_restart() {
     assert_eq!(pod.slots[0].restarts, 0);
 }
 
+fn hooked(policy: RestartPolicy, roles: &[Role], hooks: Hooks) -> Lifecycle {
+    let mut pod = pod(policy, roles);
+    for slot in &mut pod.slots {
+        *slot = Slot::new(slot.name.clone(), slot.role).watched(Probing::default(), hooks);
+    }
+    pod
+}
+
+#[test]
+fn a_post_start_hook_holds_the_next_container_and_readiness_back() {
+    let hooks = Hooks { post_start: true, pre_stop: false };
+    let mut pod = hooked(RestartPolicy::Always, &[Role::Main, Role::Main], hooks);
+    assert_eq!(pod.next(Sandbox::Ready, at(0)).actions, [Action::Start(0)]);
+    run(&mut pod, 0, 0);
+    assert!(pod.slots[0].is_running() && pod.slots[0].is_hook_pending() && !pod.slots[0].is_ready());
+    assert_eq!((pod.next(Sandbox::Ready, at(1)).actions, pod.phase()), (vec![], Phase::Pending));
+    pod.hooked(0, 7, at(2));
+    assert!(pod.slots[0].is_hook_pending(), "the hook of another run is none of this one's");
+    pod.hooked(0, 0, at(2));
+    assert!(pod.slots[0].is_ready());
+    assert_eq!((pod.next(Sandbox::Ready, at(2)).actions, pod.phase()), (vec![Action::Start(1)], Phase::Running));
+}
+
+#[test]
+fn a_pre_stop_hook_comes_before_the_signal_and_within_the_grace() {
+    let hooks = Hooks { post_start: false, pre_stop: true };
+    let mut pod = hooked(RestartPolicy::Always, &[Role::Main], hooks);
+    run(&mut pod, 0, 0);
+    pod.request_stop(at(10));
+    assert_eq!(pod.next(Sandbox::Ready, at(0)).actions, [Action::PreStop(0, at(10))]);
+    assert_eq!(pod.next(Sandbox::Ready, at(1)).actions, []);
+    pod.pre_stopped(0, 0);
+    assert_eq!(pod.next(Sandbox::Ready, at(3)).actions, [Action::Terminate(0)]);
+    assert_eq!(pod.next(Sandbox::Ready, at(9)).actions, []);
+    assert_eq!(pod.next(Sandbox::Ready, at(10)).actions, [Action::Kill(0)]);
+}
+
+#[test]
+fn a_pre_stop_hook_that_takes_the_whole_grace_leaves_a_moment_to_the_program() {
+    let hooks = Hooks { post_start: false, pre_stop: true };
+    let mut pod = hooked(RestartPolicy::Always, &[Role::Main], hooks);
+    run(&mut pod, 0, 0);
+    pod.request_stop(at(10));
+    assert_eq!(pod.next(Sandbox::Ready, at(0)).actions, [Action::PreStop(0, at(10))]);
+    assert_eq!(pod.next(Sandbox::Ready, at(10)).actions, [Action::Terminate(0)]);
+    assert_eq!(pod.next(Sandbox::Ready, at(11)).actions, []);
+    assert_eq!(pod.next(Sandbox::Ready, at(12)).actions, [Action::Kill(0)]);
+}
+
+#[test]
+fn no_hook_runs_without_grace() {
+    let mut pod = hooked(RestartPolicy::Always, &[Role::Main], Hooks { post_start: false, pre_stop: true });
+    run(&mut pod, 0, 0);
+    pod.request_stop(at(0));
+    assert_eq!(pod.next(Sandbox::Ready, at(0)).actions, [Action::Kill(0)]);
+}
+
+#[test]
+fn who_is_not_well_is_ended_alone_and_restarted_whatever_its_exit_code() {
+    let mut pod = pod(RestartPolicy::OnFailure, &[Role::Main, Role::Main]);
+    run(&mut pod, 0, 0);
+    run(&mut pod, 1, 0);
+    pod.end_unwell(0, 0, at(5));
+    let next = pod.next(Sandbox::Ready, at(0));
+    assert_eq!((next.actions, next.wake), (vec![Action::Terminate(0)], Some(at(5))));
+    assert_eq!(pod.next(Sandbox::Ready, at(5)).actions, [Action::Kill(0)]);
+    pod.exited(0, exit(0, 6));
+    assert_eq!(pod.next(Sandbox::Ready, at(6)).actions, [Action::Start(0)]);
+    run(&mut pod, 0, 6);
+    assert_eq!((pod.next(Sandbox::Ready, at(100)).actions, pod.slots[0].restarts), (vec![], 1));
+    pod.end_unwell(0, 0, at(100));
+    assert_eq!(pod.next(Sandbox::Ready, at(101)).actions, [], "what ended long ago is not this run");
+}
+
+#[test]
+fn a_sidecar_that_has_not_started_holds_the_main_containers_back() {
+    let second = Duration::from_secs(1);
+    let startup = Timing { initial_delay: Duration::ZERO, period: second, success_threshold: 1, failure_threshold: 9 };
+    let mut pod = pod(RestartPolicy::Always, &[Role::Sidecar, Role::Main]);
+    pod.slots[0] = Slot::new("c0", Role::Sidecar).watched(Probing::new(Some(startup), None, None), Hooks::default());
+    run(&mut pod, 0, 0);
+    assert_eq!(pod.next(Sandbox::Ready, at(0)).actions, []);
+    assert_eq!(pod.slots[0].probing.due(false, at(0)), [Kind::Startup]);
+    assert_eq!(pod.slots[0].probing.answered(Kind::Startup, true, at(0)), Verdict::Changed);
+    assert_eq!(pod.next(Sandbox::Ready, at(0)).actions, [Action::Start(1)]);
+}
+
+#[test]
+fn an_ephemeral_container_runs_once_and_is_no_concern_of_the_pods() {
+    let mut pod = pod(RestartPolicy::Always, &[Role::Init, Role::Main]);
+    run(&mut pod, 0, 0);
+    pod.slots.push(Slot::new("debugger", Role::Ephemeral));
+    assert_eq!(pod.next(Sandbox::Ready, at(0)).actions, [Action::Start(2)], "it need not wait for anybody");
+    run(&mut pod, 2, 0);
+    pod.exited(2, exit(1, 1));
+    assert_eq!(pod.next(Sandbox::Ready, at(1)).actions, []);
+    assert_eq!(pod.phase(), Phase::Pending);
+}
+
+#[test]
+fn what_waits_for_a_volume_tries_again_when_it_may_be_there() {
+    let mut pod = pod(RestartPolicy::Always, &[Role::Main]);
+    pod.starting(0);
+    pod.refused(0, "ContainerCreating", "no such configmap".into(), at(0));
+    pod.retry("ErrImagePull", at(1));
+    assert_eq!(pod.next(Sandbox::Ready, at(1)).actions, []);
+    pod.retry("ContainerCreating", at(1));
+    assert_eq!(pod.next(Sandbox::Ready, at(1)).actions, [Action::Start(0)]);
+}
+
 #[derive(Debug, Clone)]
 enum Happening {
     Exit(usize, i32),
+    Unwell(usize),
+    Hooked(usize),
     Stop,
     Time(i64),
 }
@@ -159,6 +273,8 @@ fn happenings() -> impl Strategy<Value = Vec<Happening>> {
     let one = prop_oneof![
         6 => (0_usize..4, prop_oneof![Just(0), Just(1), Just(137)]).prop_map(|(index, code)| Happening::Exit(index, code)),
         1 => Just(Happening::Stop),
+        1 => (0_usize..4).prop_map(Happening::Unwell),
+        3 => (0_usize..4).prop_map(Happening::Hooked),
         4 => (0_i64..400).prop_map(Happening::Time),
     ];
     prop::collection::vec(one, 0..60)
@@ -169,14 +285,26 @@ proptest! {
     fn whatever_happens_a_stopped_pod_ends_and_nothing_starts_twice(
         policy in prop_oneof![Just(RestartPolicy::Always), Just(RestartPolicy::OnFailure), Just(RestartPolicy::Never)],
         happenings in happenings(),
+        post_start in any::<bool>(),
+        pre_stop in any::<bool>(),
     ) {
-        let mut pod = pod(policy, &[Role::Init, Role::Sidecar, Role::Main, Role::Main]);
+        let roles = [Role::Init, Role::Sidecar, Role::Main, Role::Main];
+        let mut pod = hooked(policy, &roles, Hooks { post_start, pre_stop });
         let (mut now, mut sandbox) = (0, Sandbox::Ready);
-        let end = [Happening::Stop, Happening::Time(31), Happening::Time(1)];
+        let end = [Happening::Stop, Happening::Time(31), Happening::Time(3), Happening::Time(1)];
         for happening in happenings.into_iter().chain(end) {
             match happening {
                 Happening::Exit(index, code) if pod.slots[index].is_running() => pod.exited(index, exit(code, now)),
                 Happening::Exit(..) => {}
+                Happening::Unwell(index) => {
+                    let attempt = pod.slots[index].restarts;
+                    pod.end_unwell(index, attempt, at(now + 5));
+                }
+                Happening::Hooked(index) => {
+                    let attempt = pod.slots[index].restarts;
+                    pod.hooked(index, attempt, at(now));
+                    pod.pre_stopped(index, attempt);
+                }
                 Happening::Stop => pod.request_stop(at(now + 30)),
                 Happening::Time(seconds) => now += seconds,
             }
@@ -188,10 +316,16 @@ proptest! {
                     }
                     Action::Kill(index) => pod.exited(index, exit(137, now)),
                     Action::RemoveSandbox => {
-                        prop_assert!(pod.slots.iter().all(|slot| !slot.is_running()));
+                        // Nothing runs any more, unless it had its time and more.
+                        let forced = pod.stop.or(pod.sidecar_stop).is_some_and(|stop| at(now) >= after(stop.deadline, FORCED_AFTER));
+                        prop_assert!(forced || pod.slots.iter().all(|slot| !slot.is_running()));
+                        pod.sandbox_lost("SandboxLost", "", at(now));
                         sandbox = Sandbox::Removed;
                     }
-                    Action::Terminate(_) | Action::MakeSandbox => {}
+                    Action::PreStop(index, _) | Action::Terminate(index) => {
+                        prop_assert!(pod.slots[index].is_running());
+                    }
+                    Action::MakeSandbox => {}
                 }
             }
         }

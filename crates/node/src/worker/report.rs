@@ -91,7 +91,7 @@ impl Worker {
         } else {
             self.acknowledge();
         }
-        self.flush_events().await;
+        self.flush_events();
         None
     }
 
@@ -105,9 +105,9 @@ impl Worker {
         }
     }
 
-    async fn flush_events(&mut self) {
-        for (kind, reason, message) in std::mem::take(&mut self.pending_events) {
-            self.recorder.record(kind, reason, &message).await;
+    fn flush_events(&mut self) {
+        for event in self.pending_events.drain(..) {
+            self.recorder.record(event);
         }
     }
 

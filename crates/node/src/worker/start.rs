@@ -1,9 +1,10 @@
 //! The worker's long errands: sandbox, images, containers, removal. Each is a task that reports back.
 
 use std::collections::BTreeMap;
+use std::io::Read as _;
 use std::sync::Arc;
+use std::time::Instant;
 
-use base64::Engine;
 use futures_util::FutureExt;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, Pod as PodObject};
@@ -12,14 +13,14 @@ use sampan_kit::error_chain::ErrorChain;
 use sampan_runtime::RuntimeError;
 use sampan_runtime::pod::Pod;
 use sampan_runtime::timeline::Timeline;
-use sampan_store::Key;
-use serde_json::Value;
 use tokio::sync::watch;
 
-use super::{Held, Message, Services, SharedImage, Worker, tell};
-use crate::environment::{self, EnvironmentError, Live};
+use super::volumes::{self, VolumeFailure, Writing};
+use super::{Held, Message, Services, SharedImage, Worker, container_event, tell};
+use crate::environment::{self, EnvironmentError, Values};
 use crate::events::Kind;
 use crate::lifecycle::Exit;
+use crate::limits::SECCOMP_PROFILE_BYTES_MAX;
 use crate::spec::{self, SpecError};
 
 /// What ends a container whose image names no other signal.
@@ -42,7 +43,15 @@ pub(crate) enum StartFailure {
     #[error(transparent)]
     Environment(#[from] EnvironmentError),
     #[error(transparent)]
+    Volume(#[from] VolumeFailure),
+    #[error(transparent)]
     Runtime(#[from] RuntimeError),
+    #[error("seccomp profile {path} of this node cannot be read; put it there, or name another")]
+    Seccomp {
+        path: std::path::PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
     #[error("the pod was stopped before its image had arrived")]
     Stopped,
 }
@@ -65,12 +74,15 @@ impl Worker {
             return image.clone();
         }
         let reference = container.image.clone().unwrap_or_default();
-        let policy = spec::pull_policy(container);
-        let (services, timeline, wanted) = (Arc::clone(&self.services), self.timeline.clone(), reference.clone());
-        let task = tokio::spawn(async move {
-            let ensure = services.images.ensure(&wanted, policy, ProgressSender::none());
-            timeline.measure("image", ensure).await.map_err(Arc::new)
-        });
+        let fetch = Fetch {
+            services: Arc::clone(&self.services),
+            timeline: self.timeline.clone(),
+            sender: self.sender.clone(),
+            container: container.name.clone(),
+            reference: reference.clone(),
+            policy: spec::pull_policy(container),
+        };
+        let task = tokio::spawn(fetch.run());
         let shared =
             async move { task.await.unwrap_or_else(|_panic| Err(Arc::new(ImageError::Stopped { reference }))) };
         let shared = shared.boxed().shared();
@@ -126,14 +138,12 @@ impl Worker {
             return;
         };
         let object = Arc::clone(&self.object);
-        let containers = object.spec.iter().flat_map(spec::containers);
-        let Some(container) = containers.map(|(_, container)| container).find(|container| container.name == name)
-        else {
-            return;
-        };
+        let Some(container) = object.spec.as_ref().and_then(|spec| spec::find(spec, &name)) else { return };
         let errand = Errand {
-            image: self.image_of(container),
-            container: container.clone(),
+            image: self.image_of(&container),
+            writing: self.writing(&pod),
+            sender: self.sender.clone(),
+            container,
             attempt,
             pod,
             services: Arc::clone(&self.services),
@@ -157,7 +167,10 @@ impl Worker {
                 self.image_ids.insert(name.clone(), run.image.id.to_string());
                 self.held_images.insert(name.clone(), run.image);
                 self.lifecycle.started(index, run.started_at);
-                self.event(Kind::Normal, "Started", format!("started container {name}"));
+                self.container_event(&name, Kind::Normal, "Started", format!("Started container {name}"));
+                if self.lifecycle.slots.get(index).is_some_and(crate::lifecycle::Slot::is_hook_pending) {
+                    self.post_start(index);
+                }
             }
             Err(failure) => self.start_failed(index, &name, &failure, now),
         }
@@ -171,7 +184,7 @@ impl Worker {
         }
         let reason = match failure {
             StartFailure::Runtime(RuntimeError::Start(error)) => {
-                self.event(Kind::Warning, "Failed", format!("container {name}: {message}"));
+                self.container_event(name, Kind::Warning, "Failed", format!("Error: {message}"));
                 let code = error.exit_code();
                 let (reason, finished_at) = ("StartError".to_owned(), now);
                 let exit = Exit { code, signal: None, reason, message, started_at: None, finished_at };
@@ -180,16 +193,31 @@ impl Worker {
             }
             StartFailure::Image(error) if matches!(**error, ImageError::NotPresent { .. }) => "ErrImageNeverPull",
             StartFailure::Image(_) => "ErrImagePull",
+            StartFailure::Volume(failure) => {
+                let told = volumes::failed_mount(failure);
+                self.event(Kind::Warning, "FailedMount", told);
+                return self.lifecycle.refused(index, VOLUME_MISSING, message, now);
+            }
             StartFailure::Spec(_)
+            | StartFailure::Seccomp { .. }
             | StartFailure::Environment(_)
             | StartFailure::Runtime(RuntimeError::Container(_)) => "CreateContainerConfigError",
             StartFailure::Runtime(_) | StartFailure::Stopped => "CreateContainerError",
         };
-        self.event(Kind::Warning, "Failed", format!("container {name}: {message}"));
+        self.container_event(name, Kind::Warning, "Failed", format!("Error: {reason}: {message}"));
+        if reason == "ErrImagePull" && !self.fails_fast() {
+            let reference = self.reference(name);
+            self.container_event(name, Kind::Normal, "BackOff", format!("Back-off pulling image {reference:?}"));
+        }
         self.lifecycle.refused(index, reason, message.clone(), now);
         if self.fails_fast() {
             self.lifecycle.fail(reason, message, now);
         }
+    }
+
+    fn reference(&self, container: &str) -> String {
+        let found = self.object.spec.as_ref().and_then(|spec| spec::find(spec, container));
+        found.and_then(|container| container.image).unwrap_or_default()
     }
 
     /// Sends a signal, or the container's own stop signal, without waiting for its effect.
@@ -197,18 +225,71 @@ impl Worker {
         let Held::Ready(pod) = &self.held else { return };
         let Some(name) = self.lifecycle.slots.get(index).map(|slot| slot.name.clone()) else { return };
         let pod = Arc::clone(pod);
-        if signal.is_none() {
-            self.event(Kind::Normal, "Killing", format!("stopping container {name}"));
-        }
         let signal = signal.unwrap_or_else(|| {
-            let image = self.held_images.get(&name);
-            image.map_or(SIGTERM, |image| signal_number(&image.config.config.stop_signal).unwrap_or(SIGTERM))
+            let own = self.object.spec.as_ref().and_then(|spec| spec::find(spec, &name)?.lifecycle?.stop_signal);
+            let image = self.held_images.get(&name).map(|image| image.config.config.stop_signal.clone());
+            own.or(image).and_then(|signal| signal_number(&signal)).unwrap_or(SIGTERM)
         });
         tokio::spawn(async move {
             if let Err(error) = pod.sandbox().signal(&name, signal).await {
                 tracing::debug!(sandbox = pod.id(), container = name, signal, %error, "a signal found nobody");
             }
         });
+    }
+}
+
+/// Why a container waits whose volumes have no content yet; also what the lifecycle tries again when they get it.
+pub(super) const VOLUME_MISSING: &str = "ContainerCreating";
+
+/// One image being fetched for one container.
+struct Fetch {
+    services: Arc<Services>,
+    timeline: Timeline,
+    sender: tokio::sync::mpsc::Sender<Message>,
+    container: String,
+    reference: String,
+    policy: PullPolicy,
+}
+
+impl Fetch {
+    async fn run(self) -> Result<Arc<Image>, Arc<ImageError>> {
+        let Self { services, reference, .. } = &self;
+        if self.policy == PullPolicy::IfNotPresent && !reference.starts_with("oci:") {
+            let present = services.images.ensure(reference, PullPolicy::Never, ProgressSender::none());
+            if let Ok(image) = self.timeline.measure("image", present).await {
+                let message = format!("Container image {reference:?} already present on machine");
+                self.told(Kind::Normal, "Pulled", message).await;
+                return Ok(image);
+            }
+        }
+        if self.policy != PullPolicy::Never {
+            self.told(Kind::Normal, "Pulling", format!("Pulling image {reference:?}")).await;
+        }
+        let began = Instant::now();
+        let pulled = services.images.ensure(reference, self.policy, ProgressSender::none());
+        match self.timeline.measure("image", pulled).await {
+            Ok(image) => {
+                let message = if self.policy == PullPolicy::Never {
+                    format!("Container image {reference:?} already present on machine")
+                } else {
+                    let took = format!("{:.3}s", began.elapsed().as_secs_f64());
+                    format!("Successfully pulled image {reference:?} in {took} ({took} including waiting)")
+                };
+                self.told(Kind::Normal, "Pulled", message).await;
+                Ok(image)
+            }
+            Err(error) => {
+                if self.policy != PullPolicy::Never {
+                    let message = format!("Failed to pull image {reference:?}: {}", ErrorChain(&error));
+                    self.told(Kind::Warning, "Failed", message).await;
+                }
+                Err(Arc::new(error))
+            }
+        }
+    }
+
+    async fn told(&self, kind: Kind, reason: &'static str, message: String) {
+        tell(&self.sender, Message::Told(container_event(&self.container, kind, reason, message))).await;
     }
 }
 
@@ -220,6 +301,8 @@ struct Errand {
     container: Container,
     attempt: u32,
     image: SharedImage,
+    writing: Writing,
+    sender: tokio::sync::mpsc::Sender<Message>,
     timeline: Timeline,
     stopping: watch::Receiver<bool>,
 }
@@ -230,21 +313,81 @@ impl Errand {
             image = self.image => image.map_err(StartFailure::Image)?,
             _ = self.stopping.wait_for(|stopping| *stopping) => return Err(StartFailure::Stopped),
         };
-        let live = Live {
-            pod_ips: self.pod.addresses().iter().map(ToString::to_string).collect(),
-            host_ip: self.services.host_ip.clone(),
-            node_name: self.services.node_name.clone(),
-        };
+        self.writing.run().await?;
+        let live = volumes::live(&self.services, &self.pod);
         let referenced = referenced_values(&self.services, &self.object, &self.container).await;
         let lookup = |kind: &'static str, name: &str| referenced.get(&(kind, name.to_owned())).cloned();
         let env = environment::resolve(&self.object, &self.container, &live, &lookup)?;
-        let config = spec::container_config(&self.object, &self.container, self.attempt, Arc::clone(&image), env)?;
-        let started = self.pod.start_container(&config, &self.services.images, &self.timeline).await?;
+        let uid = self.object.metadata.uid.clone().unwrap_or_default();
+        let materials = spec::Materials {
+            image: Arc::clone(&image),
+            env,
+            projected: &volumes::folder(&self.services, &uid),
+            images: volume_images(&self.services, &self.object, &self.container).await?,
+            seccomp: seccomp_profile(&self.services, &self.object, &self.container)?,
+        };
+        let config = spec::container_config(&self.object, &self.container, self.attempt, materials)?;
+        let command = command_of(&self.container, &image);
+        let name = &self.container.name;
+        let created = container_event(name, Kind::Normal, "Created", format!("Created container: {name}"));
+        let made = self.pod.create_container(&config, &self.services.images, &self.timeline).await?;
+        tell(&self.sender, Message::Told(created)).await;
+        let started = self.pod.start_container(made, &self.timeline).await?;
+        self.services.images.trace_start(&image, &command);
         Ok(Run { started_at: started.at, image })
     }
 }
 
-type Referenced = BTreeMap<(&'static str, String), BTreeMap<String, String>>;
+/// The words of a container's program and its arguments, the image's where the pod gives none.
+fn command_of(container: &Container, image: &Image) -> Vec<String> {
+    let config = &image.config.config;
+    let entry = container.command.clone().filter(|words| !words.is_empty());
+    let arguments = container.args.clone().filter(|words| !words.is_empty());
+    let rest = match (&entry, arguments) {
+        (_, Some(arguments)) => arguments,
+        (None, None) => config.cmd.clone(),
+        (Some(_), None) => Vec::new(),
+    };
+    entry.unwrap_or_else(|| config.entrypoint.clone()).into_iter().chain(rest).collect()
+}
+
+/// The images that the container's volumes are.
+async fn volume_images(
+    services: &Services,
+    object: &PodObject,
+    container: &Container,
+) -> Result<BTreeMap<String, Arc<Image>>, StartFailure> {
+    let mut images = BTreeMap::new();
+    for (name, reference, policy) in object.spec.iter().flat_map(spec::image_volumes) {
+        if !container.volume_mounts.iter().flatten().any(|mount| mount.name == name) {
+            continue;
+        }
+        let policy = match policy {
+            Some("Always") => PullPolicy::Always,
+            Some("Never") => PullPolicy::Never,
+            _ => PullPolicy::IfNotPresent,
+        };
+        let image = services.images.ensure(reference, policy, ProgressSender::none()).await;
+        images.insert(name.to_owned(), image.map_err(|error| StartFailure::Image(Arc::new(error)))?);
+    }
+    Ok(images)
+}
+
+/// The node's own profile that the container names, bounded.
+fn seccomp_profile(
+    services: &Services,
+    object: &PodObject,
+    container: &Container,
+) -> Result<Option<Vec<u8>>, StartFailure> {
+    let Some(name) = spec::seccomp_profile(object, container)? else { return Ok(None) };
+    let path = services.seccomp_dir.join(name);
+    let mut bytes = Vec::new();
+    let read = std::fs::File::open(&path).and_then(|file| file.take(SECCOMP_PROFILE_BYTES_MAX).read_to_end(&mut bytes));
+    read.map_err(|source| StartFailure::Seccomp { path, source })?;
+    Ok(Some(bytes))
+}
+
+type Referenced = BTreeMap<(&'static str, String), Values>;
 
 /// The ConfigMaps and Secrets that the container's environment names, as far as they exist.
 async fn referenced_values(services: &Services, pod: &PodObject, container: &Container) -> Referenced {
@@ -258,27 +401,13 @@ async fn referenced_values(services: &Services, pod: &PodObject, container: &Con
         names.extend(source.secret_key_ref.iter().map(|reference| ("secret", reference.name.clone())));
     }
     let namespace = pod.metadata.namespace.clone().unwrap_or_default();
-    let mut values = Referenced::new();
+    let mut found = Referenced::new();
     for (kind, name) in names {
-        let key = Key::namespaced(format!("{kind}s"), &namespace, &name);
-        if let Ok(Some(object)) = services.store.get(&key).await {
-            values.insert((kind, name), decoded(kind, &object.value));
+        if let Some(values) = volumes::values(services, &namespace, kind, &name).await {
+            found.insert((kind, name), values);
         }
     }
-    values
-}
-
-fn decoded(kind: &str, object: &Value) -> BTreeMap<String, String> {
-    let data = object.get("data").and_then(Value::as_object);
-    let entries = data.into_iter().flatten().filter_map(|(key, value)| {
-        let text = value.as_str()?;
-        if kind == "configmap" {
-            return Some((key.clone(), text.to_owned()));
-        }
-        let bytes = base64::engine::general_purpose::STANDARD.decode(text).ok()?;
-        Some((key.clone(), String::from_utf8(bytes).ok()?))
-    });
-    entries.collect()
+    found
 }
 
 /// The number of a signal as images and users write it: `SIGQUIT`, `QUIT`, `3`, `SIGRTMIN+3`.
