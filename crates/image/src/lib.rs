@@ -33,8 +33,9 @@ pub mod tree;
 mod unpack;
 
 pub use error::ImageError;
+pub use lazy::event::ImageEvent;
 pub use store::{
-    Image, ImageDetails, ImageStore, ImageStoreConfig, ImageSummary, LayerDetails, LayerProgress, LayerState,
-    ProgressSender, PullPolicy, Removed, TraceDetails,
+    Image, ImageCounters, ImageDetails, ImageStore, ImageStoreConfig, ImageSummary, LayerDetails, LayerProgress,
+    LayerState, ProgressSender, PullPolicy, Removed, TraceDetails,
 };
 pub use unpack::UnpackError;

@@ -24,6 +24,7 @@
 //! - **Cancellation.** Dropping the future of `ensure` ends its transfers unless another pull waits for the same layers.
 
 mod catalog;
+mod counters;
 mod kept;
 mod layers;
 mod lazy;
@@ -40,6 +41,7 @@ mod seal;
 mod tests;
 
 pub use catalog::Image;
+pub use counters::ImageCounters;
 #[cfg(test)]
 pub(crate) use mount::{mount_files, mount_image, mount_loops};
 pub(crate) use paths::write_new;

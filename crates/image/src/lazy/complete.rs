@@ -12,7 +12,7 @@
 
 use super::error::LazyError;
 use super::layer::LazyLayer;
-use super::limits::{BACKGROUND_PART_BYTES, BACKGROUND_PARTS_AHEAD};
+use super::limits::BACKGROUND_PARTS_AHEAD;
 use super::traffic::Class;
 use crate::index::{LayerIndex, SpanEntry, front_range};
 use crate::limits::{BUFFER_BYTES, CHUNKS_QUEUED};
@@ -162,7 +162,7 @@ async fn feed_all(
     let (mut at, mut asked) = (0, 0);
     while at < end {
         while asked < end && coming.len() as u64 <= BACKGROUND_PARTS_AHEAD {
-            let part = asked..end.min(asked + BACKGROUND_PART_BYTES);
+            let part = asked..end.min(asked + layer.surroundings().traffic.background_part_bytes());
             asked = part.end;
             let layer = layer.clone();
             coming.push_back((part.end, tokio::spawn(async move { bring(&layer, part).await })));

@@ -19,6 +19,7 @@ use std::io::{self, Read, Write};
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 
@@ -34,6 +35,17 @@ pub(crate) struct CompressedCache {
     arrived: Condvar,
     /// The same for those who wait asynchronously.
     changed: Notify,
+    /// How many wait for what others are bringing.
+    waiting: AtomicUsize,
+}
+
+/// One who waits for what another is bringing.
+pub(crate) struct Waiting<'a>(&'a CompressedCache);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 #[derive(Debug)]
@@ -91,7 +103,7 @@ impl CompressedCache {
 
     fn new(file: File, extents: File, present: RangeSet, bytes: u64) -> Self {
         let state = Mutex::new(State { present, claimed: RangeSet::default(), extents });
-        Self { file, bytes, state, arrived: Condvar::new(), changed: Notify::new() }
+        Self { file, bytes, state, arrived: Condvar::new(), changed: Notify::new(), waiting: AtomicUsize::new(0) }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -128,6 +140,16 @@ impl CompressedCache {
     /// Waits until something has arrived or a claim has ended since `need` was asked: make the future before asking.
     pub(crate) fn change(&self) -> tokio::sync::futures::Notified<'_> {
         self.changed.notified()
+    }
+
+    /// Says that a reader waits for what another transfer is bringing, as long as the answer is held.
+    pub(crate) fn waiting(&self) -> Waiting<'_> {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        Waiting(self)
+    }
+
+    pub(crate) fn is_waited_for(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) > 0
     }
 
     /// Wakes everyone who waits, to look again.
@@ -194,6 +216,10 @@ impl Claim<'_> {
     /// What is still to be brought.
     pub(crate) fn rest(&self) -> Range<u64> {
         self.rest.clone()
+    }
+
+    pub(crate) fn cache(&self) -> &CompressedCache {
+        self.cache
     }
 
     /// Room on the disk that the bytes go to.

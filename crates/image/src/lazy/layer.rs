@@ -303,7 +303,7 @@ impl LazyLayer {
         if let Some(retry_at) = retry_at {
             tokio::time::sleep_until(retry_at.into()).await;
         }
-        traffic.give_way(class, &self.remote.hurry).await;
+        traffic.give_way(class, || self.remote.hurries(&self.compressed)).await;
         let taken = self.state().book.take(&self.index, span, class);
         let Some(stretch) = taken else { return };
         let result = self.clone().run(stretch.clone(), class).await;

@@ -16,6 +16,11 @@ pub(crate) const BACKGROUND_PAUSE_MAX: Duration = Duration::from_secs(5);
 /// Bytes of the compressed layer that the background asks for at a time, and how many of those ahead of what it unpacks.
 pub(crate) const BACKGROUND_PART_BYTES: u64 = 4 << 20;
 pub(crate) const BACKGROUND_PARTS_AHEAD: u64 = 2;
+/// The same while readers have waited for something lately, and what "lately" is: one of them may want what is on its way.
+pub(crate) const BACKGROUND_CAREFUL_PART_BYTES: u64 = 256 << 10;
+pub(crate) const BACKGROUND_CAREFUL: Duration = Duration::from_secs(10);
+/// How soon one who gives way finds out that he need not.
+pub(crate) const HURRY_TICK: Duration = Duration::from_millis(50);
 /// Two wanted pieces of a compressed layer that are no further apart are fetched as one.
 pub(crate) const GAP_BYTES_MAX: u64 = 32 << 10;
 /// Compressed bytes of one transfer that was merged from several wishes.

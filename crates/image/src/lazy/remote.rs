@@ -77,12 +77,16 @@ impl Remote {
                 if class == Class::Background {
                     return self.bring_whole(cache).await;
                 }
+                let _waiting = cache.waiting();
                 change.await;
                 continue;
             }
             match cache.need(&range) {
                 Need::Nothing => return Ok(()),
-                Need::Wait => change.await,
+                Need::Wait => {
+                    let _waiting = (class == Class::Demand).then(|| cache.waiting());
+                    change.await;
+                }
                 Need::Bring(mut claim) => match self.fill(&mut claim, class).await {
                     Err(LazyError::Fetch(FetchError::NoRanges { site })) => {
                         tracing::info!(registry = %site.host, image = %site.image, "the registry gives layers only whole");
@@ -94,6 +98,11 @@ impl Remote {
         }
     }
 
+    /// Whether the background must not give way: someone waits for this layer as a whole, or for a part that it is bringing.
+    pub(crate) fn hurries(&self, cache: &CompressedCache) -> bool {
+        self.hurry.load(Ordering::Relaxed) || cache.is_waited_for()
+    }
+
     async fn fill(&self, claim: &mut Claim<'_>, class: Class) -> Result<(), LazyError> {
         let layer = self.layer.digest;
         let _urgent = (class == Class::Demand).then(|| self.traffic.urgent());
@@ -102,10 +111,10 @@ impl Remote {
         }
         let mut stream = self.stream(claim.rest()).await?;
         while !claim.rest().is_empty() {
-            self.traffic.give_way(class, &self.hurry).await;
+            self.traffic.give_way(class, || self.hurries(claim.cache())).await;
             let chunk = self.next(&mut stream).await?;
             claim.bring(&chunk).map_err(LazyError::cache(layer))?;
-            self.traffic.account(class, chunk.len() as u64).await;
+            self.traffic.account(class, chunk.len() as u64, || self.hurries(claim.cache())).await;
         }
         Ok(())
     }
@@ -119,7 +128,7 @@ impl Remote {
             let chunk = self.next(&mut stream).await?;
             cache.put(at, &chunk).map_err(LazyError::cache(layer))?;
             at += chunk.len() as u64;
-            self.traffic.account(Class::Background, chunk.len() as u64).await;
+            self.traffic.account(Class::Background, chunk.len() as u64, || self.hurries(cache)).await;
         }
         Ok(())
     }

@@ -5,9 +5,10 @@
 //! chunks of a transfer, so that one that has begun is held back by TCP and not thrown away.
 
 use super::limits::{
-    BACKGROUND_AT_ONCE, BACKGROUND_PAUSE_MAX, BACKGROUND_QUIET, DEMAND_AT_ONCE, PREFETCH_AT_ONCE, PREFETCH_PAUSE_MAX,
+    BACKGROUND_AT_ONCE, BACKGROUND_CAREFUL, BACKGROUND_CAREFUL_PART_BYTES, BACKGROUND_PART_BYTES, BACKGROUND_PAUSE_MAX,
+    BACKGROUND_QUIET, DEMAND_AT_ONCE, HURRY_TICK, PREFETCH_AT_ONCE, PREFETCH_PAUSE_MAX,
 };
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, Semaphore};
@@ -98,8 +99,8 @@ impl Traffic {
         Urgent(self)
     }
 
-    /// Lets those go first who matter more. `hurry` ends the wait of the background.
-    pub(crate) async fn give_way(&self, class: Class, hurry: &AtomicBool) {
+    /// Lets those go first who matter more, unless `hurry` says that someone waits for just this.
+    pub(crate) async fn give_way(&self, class: Class, hurry: impl Fn() -> bool) {
         let (quiet, longest) = match class {
             Class::Demand => return,
             Class::Prefetch => (Duration::ZERO, PREFETCH_PAUSE_MAX),
@@ -109,25 +110,37 @@ impl Traffic {
         loop {
             let calm = self.calm.notified();
             let now = Instant::now();
-            if now >= end || hurry.load(Ordering::Relaxed) {
+            if now >= end || hurry() {
                 return;
             }
+            let slice = (end - now).min(HURRY_TICK);
             if self.urgent.load(Ordering::Acquire) > 0 {
                 // Whichever comes first.
-                tokio::time::timeout(end - now, calm).await.ok();
+                tokio::time::timeout(slice, calm).await.ok();
                 continue;
             }
-            let last = *self.last_urgent.lock().unwrap_or_else(PoisonError::into_inner);
-            let since = last.map_or(quiet, |last| now.saturating_duration_since(last));
-            match quiet.checked_sub(since).filter(|rest| !rest.is_zero()) {
-                Some(rest) => tokio::time::sleep(rest.min(end - now)).await,
+            match quiet.checked_sub(self.quiet_for(now).unwrap_or(quiet)).filter(|rest| !rest.is_zero()) {
+                Some(rest) => tokio::time::sleep(rest.min(slice)).await,
                 None => return,
             }
         }
     }
 
+    /// For how long no reader has waited; `None` if none ever has.
+    fn quiet_for(&self, now: Instant) -> Option<Duration> {
+        let last = *self.last_urgent.lock().unwrap_or_else(PoisonError::into_inner);
+        last.map(|last| now.saturating_duration_since(last))
+    }
+
+    /// How much the background asks for at a time: little while readers are about, who may want just what it is bringing.
+    pub(crate) fn background_part_bytes(&self) -> u64 {
+        let is_busy = self.urgent.load(Ordering::Acquire) > 0
+            || self.quiet_for(Instant::now()).is_some_and(|quiet| quiet < BACKGROUND_CAREFUL);
+        if is_busy || self.budget.is_some() { BACKGROUND_CAREFUL_PART_BYTES } else { BACKGROUND_PART_BYTES }
+    }
+
     /// Counts bytes that came, and makes the background wait for its budget.
-    pub(crate) async fn account(&self, class: Class, bytes: u64) {
+    pub(crate) async fn account(&self, class: Class, bytes: u64, hurry: impl Fn() -> bool) {
         let counter = match class {
             Class::Demand => &self.counters.demand_bytes,
             Class::Prefetch => &self.counters.prefetch_bytes,
@@ -138,7 +151,9 @@ impl Traffic {
             && let Some(budget) = &self.budget
         {
             let until = budget.lock().unwrap_or_else(PoisonError::into_inner).spend(Instant::now(), bytes);
-            tokio::time::sleep_until(until.into()).await;
+            while !hurry() && Instant::now() < until {
+                tokio::time::sleep(until.saturating_duration_since(Instant::now()).min(HURRY_TICK)).await;
+            }
         }
     }
 }
@@ -169,14 +184,15 @@ mod tests {
     #[tokio::test]
     async fn prefetch_goes_on_when_the_last_reader_has_his_bytes() {
         let traffic = Arc::new(Traffic::new(None));
-        let hurry = AtomicBool::new(false);
         let (one, two) = (traffic.urgent(), traffic.urgent());
-        let mut way = Box::pin(traffic.give_way(Class::Prefetch, &hurry));
+        let mut way = Box::pin(traffic.give_way(Class::Prefetch, || false));
         drop(one);
         assert!(futures_poll(&mut way).await.is_none(), "a reader still waits");
         drop(two);
         way.await;
-        traffic.give_way(Class::Demand, &hurry).await;
+        traffic.give_way(Class::Demand, || false).await;
+        let _three = traffic.urgent();
+        traffic.give_way(Class::Background, || true).await;
     }
 
     /// One look at a future.

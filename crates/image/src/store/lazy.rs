@@ -41,7 +41,7 @@ use std::collections::HashMap;
 use std::fs::{DirBuilder, File};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use tokio::runtime::Handle;
 use tokio::sync::{broadcast, mpsc, watch};
@@ -69,6 +69,8 @@ pub(super) struct Served {
     /// Open through FUSE; `None` for a layer without data.
     file: Option<File>,
     pub(super) outcome: watch::Sender<Outcome>,
+    /// Whether a start is being traced, or was.
+    traced: AtomicBool,
 }
 
 /// How completion stands.
@@ -154,7 +156,7 @@ impl Lazy {
             _ => None,
         };
         let outcome = watch::Sender::new(Outcome::Running);
-        let served = Arc::new(Served { layer, diff_id, file, outcome });
+        let served = Arc::new(Served { layer, diff_id, file, outcome, traced: AtomicBool::new(false) });
         self.layers().insert(diff_id, served.clone());
         Ok(served)
     }

@@ -76,9 +76,9 @@ impl ImageStore {
         blocking("the image", move || inner.details(&reference, with_touches)).await
     }
 
-    /// Makes sure that an image is here, with an index of each layer, and tells what there is then.
+    /// Makes sure that an image is here whole, with an index of each layer, and tells what there is then.
     pub async fn index(&self, reference: &str, progress: ProgressSender) -> Result<ImageDetails, ImageError> {
-        let image = self.ensure(reference, PullPolicy::IfNotPresent, progress).await?;
+        let image = self.pull(reference, PullPolicy::IfNotPresent, progress).await?;
         self.details(&image.id.to_string(), false).await
     }
 

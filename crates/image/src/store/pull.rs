@@ -105,7 +105,7 @@ async fn begin_lazily(
     blocking("the image", move || {
         let begun = choice.plans.into_iter().map(|plan| inner.begin(plan, origin.clone()));
         let begun = begun.collect::<Result<Vec<_>, _>>()?;
-        lazy::prefetch(&inner, &wanted.diff_ids, choice.published);
+        lazy::prefetch(&inner, &wanted.manifest, &wanted.diff_ids, choice.published);
         Ok(begun)
     })
     .await

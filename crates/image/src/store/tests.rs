@@ -1,5 +1,7 @@
 //! The store with images from layouts: its life, its death, and what bad images leave behind.
 
+mod lazy;
+
 use super::*;
 use crate::testing::layout::{LayerBytes, Layout, TAR, TAR_GZIP, plain_layer};
 use crate::testing::{archive, entry};

@@ -1,6 +1,9 @@
 //! A registry of the smallest kind, over real HTTP: blobs by digest, with ranges, and with every fault that a test wants.
 
+use super::layout::LayerBytes;
 use sampan_oci::digest::Digest;
+use sampan_oci::platform::Platform;
+use serde_json::json;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::ops::Range;
@@ -36,6 +39,7 @@ struct Shared {
     fault: Mutex<Fault>,
     blob_bytes: AtomicU64,
     requests: AtomicU64,
+    config_bytes: AtomicU64,
 }
 
 impl Registry {
@@ -47,6 +51,7 @@ impl Registry {
             fault: Mutex::new(Fault::None),
             blob_bytes: AtomicU64::new(0),
             requests: AtomicU64::new(0),
+            config_bytes: AtomicU64::new(0),
         });
         let mut tasks = JoinSet::new();
         let serving = shared.clone();
@@ -76,6 +81,34 @@ impl Registry {
             let document = (media_type.to_owned(), bytes.to_vec());
             documents.insert(format!("/v2/{repository}/manifests/{name}"), document);
         }
+    }
+
+    /// Takes a whole image in, and gives its reference.
+    pub(crate) fn put_image(&self, repository: &str, tag: &str, layers: &[LayerBytes]) -> String {
+        let diff_ids: Vec<String> = layers.iter().map(|layer| layer.diff_id.to_string()).collect();
+        let config = json!({
+            "architecture": Platform::host().architecture, "os": "linux", "config": {"Cmd": [tag]},
+            "rootfs": {"type": "layers", "diff_ids": diff_ids},
+        });
+        let config = config.to_string().into_bytes();
+        let blob = |media_type: &str, bytes: &[u8]| {
+            let digest = self.put_blob(repository, bytes);
+            json!({"mediaType": media_type, "digest": digest.to_string(), "size": bytes.len()})
+        };
+        let media_type = "application/vnd.oci.image.manifest.v1+json";
+        let manifest = json!({
+            "schemaVersion": 2, "mediaType": media_type,
+            "config": blob("application/vnd.oci.image.config.v1+json", &config),
+            "layers": layers.iter().map(|layer| blob(layer.media_type, &layer.bytes)).collect::<Vec<_>>(),
+        });
+        self.put_manifest(repository, tag, media_type, manifest.to_string().as_bytes());
+        self.shared.config_bytes.store(config.len() as u64, Ordering::Relaxed);
+        format!("{}/{repository}:{tag}", self.address)
+    }
+
+    /// Bytes of the configuration of the last image that was put in.
+    pub(crate) fn last_config_bytes(&self) -> u64 {
+        self.shared.config_bytes.load(Ordering::Relaxed)
     }
 
     pub(crate) fn fault(&self, fault: Fault) {

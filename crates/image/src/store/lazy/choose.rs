@@ -1,6 +1,6 @@
 //! Which layers of an image are mounted before they are here.
 
-use super::super::Inner;
+use super::super::{Inner, kept as kept_indexes};
 use super::{open_index, write_front};
 use crate::error::ImageError;
 use crate::index::LayerIndex;
@@ -117,6 +117,7 @@ impl Known {
         match self {
             Self::Own { path: kept } => {
                 std::fs::hard_link(&kept, path).map_err(ImageError::file("link", path))?;
+                kept_indexes::touch(&kept);
                 let (index, front_end, file) = open_index(path)?;
                 Ok((index, front_end, Arc::new(FileRecords(file))))
             }

@@ -198,6 +198,9 @@ impl Inner {
                 let images = self.catalog().images_with(&diff_id);
                 let whole: Vec<Digest> = images.into_iter().filter(|image| self.is_whole(image)).collect();
                 for image in &whole {
+                    if let Err(error) = super::mount::read_ahead_again(&self.paths.metadata(image)) {
+                        tracing::debug!(%image, %error, "a mounted image reads nothing ahead");
+                    }
                     seal::start(self, *image);
                 }
                 whole.into_iter().map(|image| ImageEvent::Complete { image }).collect()

@@ -5,10 +5,22 @@ use super::super::paths::Paths;
 use super::Lazy;
 use crate::lazy::device::LazyDevice;
 use sampan_oci::digest::Digest;
+use sampan_sys::loop_device;
+use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
+
+/// Lets a file system whose layers have all arrived read ahead, as far as the disk below its metadata does: files that are
+/// opened from now on.
+pub(super) fn read_ahead_again(metadata: &Path) -> io::Result<()> {
+    let backing = File::open(metadata)?;
+    for device in loop_device::find(|path| path == metadata)? {
+        device.read_ahead_as(&backing)?;
+    }
+    Ok(())
+}
 
 impl Lazy {
     /// A detached mount of metadata and blobs. Where a layer is still arriving, its device reads over FUSE, and all others are
@@ -22,6 +34,8 @@ impl Lazy {
             return mount_image(&files, acls);
         };
         let metadata = attach(metadata, true)?;
+        // The whole file system reads ahead as its first device does; here that would fetch what nobody wants.
+        metadata.set_read_ahead(0)?;
         let mut names = vec![metadata.path().to_owned()];
         let (mut whole, mut lazy) = (vec![metadata], Vec::new());
         for (served, blob) in arriving.iter().zip(blobs()) {

@@ -1,19 +1,28 @@
 //! Bringing beforehand what a start will read.
 
-use super::super::Inner;
+use super::super::{Image, ImageStore, Inner};
+use super::{Outcome, Served};
 use crate::lazy::layer::LazyLayer;
-use crate::lazy::source::{PackReader, PackedPages, PublishedImage, Touch};
+use crate::lazy::source::{PackReader, PackedPages, PageNumber, PublishedImage, Touch};
+use crate::trace::shape_of;
 use crate::tree::BLOCK_BYTES;
 use sampan_kit::error_chain::ErrorChain;
 use sampan_oci::digest::Digest;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 type Layers = HashMap<u32, Arc<LazyLayer>>;
 
-/// Brings a start pack, or else what a trace names, into the layers that are on their way.
-pub(crate) fn prefetch(inner: &Inner, diff_ids: &[Digest], published: Option<PublishedImage>) {
-    let Some(PublishedImage { pack, trace, .. }) = published else { return };
+/// Brings a start pack, or else what a trace names, into the layers that are on their way. What this node has seen of earlier
+/// starts serves where nothing is published.
+pub(crate) fn prefetch(inner: &Inner, manifest: &Digest, diff_ids: &[Digest], published: Option<PublishedImage>) {
+    let (pack, mut trace) = published.map_or((None, Vec::new()), |published| (published.pack, published.trace));
+    if trace.is_empty() {
+        let newest = inner.publications.traces().newest(manifest);
+        trace = newest.map(|(_, trace)| trace.touches()).unwrap_or_default();
+    }
     let numbered = diff_ids.iter().zip(0u32..);
     let layers: Layers =
         numbered.filter_map(|(id, number)| Some((number, inner.lazy.get(id)?.layer.clone()))).collect();
@@ -86,4 +95,57 @@ fn follow_trace(layers: &Layers, trace: &[Touch]) {
             layer.prefetch(first..first + u64::from(touch.pages));
         }
     }
+}
+
+/// How long after a container's start its reads still count as its start.
+const START_MAX: Duration = Duration::from_secs(20);
+
+impl ImageStore {
+    /// Remembers what the first start of an image that is still arriving reads, for later starts of the same command here and,
+    /// once it is published, elsewhere. Returns at once.
+    pub fn trace_start(&self, image: &Arc<Image>, command: &[String]) {
+        let diff_ids = image.config.rootfs.diff_ids.clone();
+        let arriving: Vec<Option<Arc<Served>>> = diff_ids.iter().map(|id| self.inner.lazy.get(id)).collect();
+        let first_layer = arriving.iter().flatten().next().cloned();
+        // Only one start of an image reads pages for the first time.
+        let Some(first_layer) = first_layer.filter(|served| !served.traced.swap(true, Ordering::AcqRel)) else {
+            return;
+        };
+        let (store, manifest, shape) = (Arc::downgrade(&self.inner), image.manifest_digest, shape_of(command));
+        tokio::spawn(async move {
+            let mut outcome = first_layer.outcome.subscribe();
+            let ended = outcome.wait_for(|outcome| matches!(outcome, Outcome::Ended { .. }));
+            // Whichever comes first.
+            tokio::time::timeout(START_MAX, ended).await.ok();
+            let Some(inner) = store.upgrade() else { return };
+            let touches = touches_of(&arriving);
+            let recorded =
+                tokio::task::spawn_blocking(move || inner.publications.traces().record(&manifest, &shape, &touches));
+            if let Ok(Err(error)) = recorded.await {
+                tracing::warn!(image = %manifest, error = %ErrorChain(&error), "a start cannot be remembered");
+            }
+        });
+    }
+}
+
+/// What was read of an image's layers, in the order of the first read.
+fn touches_of(arriving: &[Option<Arc<Served>>]) -> Vec<Touch> {
+    let numbered = arriving.iter().zip(0u32..).filter_map(|(served, layer)| Some((served.as_ref()?, layer)));
+    let mut pages: Vec<(u64, PageNumber)> = numbered
+        .flat_map(|(served, layer)| {
+            let touched = served.layer.touched().into_iter();
+            touched.map(move |(when, page)| (when, PageNumber { layer, page }))
+        })
+        .collect();
+    pages.sort_unstable();
+    let mut touches: Vec<Touch> = Vec::new();
+    for (_, page) in pages {
+        match touches.last_mut() {
+            Some(last) if last.first.layer == page.layer && last.first.page + last.pages == page.page => {
+                last.pages += 1
+            }
+            _ => touches.push(Touch { first: page, pages: 1 }),
+        }
+    }
+    touches
 }
