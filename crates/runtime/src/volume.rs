@@ -236,7 +236,8 @@ impl Volumes {
                     Prepared::Memory(made.map_err(fail("make it in memory"))?)
                 }
                 VolumeSource::HostPath { path, kind } => {
-                    check_host_path(&config.name, path, *kind)?;
+                    in_hosts_mounts(|| Ok(check_host_path(&config.name, path, *kind)))
+                        .map_err(fail("look for it"))??;
                     Prepared::Host(path.clone())
                 }
             };
@@ -266,7 +267,7 @@ impl Volumes {
             }
             (MountOrigin::Host { path, create }, _) => {
                 if *create {
-                    make_missing(path).map_err(fail("make its host directory"))?;
+                    in_hosts_mounts(|| make_missing(path)).map_err(fail("make its host directory"))?;
                 }
                 host_tree(path, sub_path, wanted, owner)
             }
@@ -443,7 +444,7 @@ fn host_tree(
         }
         mount::clone_tree(place.as_fd(), "", true)
     };
-    let tree = if wanted.propagation == Propagation::Bidirectional { in_hosts_mounts(copy)? } else { copy()? };
+    let tree = in_hosts_mounts(copy)?;
     let change = match wanted.propagation {
         Propagation::Private => Some(MountChange { private: true, recursive: true, ..MountChange::default() }),
         Propagation::HostToContainer => Some(MountChange { slave: true, recursive: true, ..MountChange::default() }),
@@ -468,8 +469,11 @@ fn host_tree(
     Ok(tree)
 }
 
-/// The daemon's own mounts only follow the host's: what a container mounts reaches the host only from a copy of the host's.
-/// The process that keeps the daemon is in the host's mount namespace.
+/// Runs `work` among the host's mounts, in which the process is that keeps the daemon.
+///
+/// The daemon's own follow the host's only where the host shares its root, and never the other way: what was mounted since
+/// the daemon's start (a kubelet's tmpfs for secrets) may be missing from them, and what a container mounts would not reach
+/// the host.
 fn in_hosts_mounts<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
     let keeper = rustix::process::getppid().map_or(1, |pid| pid.as_raw_nonzero().get());
     let path = format!("/proc/{keeper}/ns/mnt");

@@ -39,10 +39,10 @@ impl Pod {
         let (stdout, stderr) = (process.stdout.take(), process.stderr.take());
         let (mut heard, mut complaints) = (Vec::new(), Vec::new());
         let id = process.id;
+        let mut exit = process.exit;
         let ended = {
             let reading = async { tokio::join!(keep(stdout, &mut heard), keep(stderr, &mut complaints)) };
             tokio::pin!(reading);
-            let mut exit = process.exit;
             let to_the_end = async {
                 tokio::select! {
                     status = &mut exit => {
@@ -50,7 +50,7 @@ impl Pod {
                         tokio::time::timeout(EXEC_DRAIN_MAX, &mut reading).await.ok();
                         status
                     }
-                    _ = &mut reading => exit.await,
+                    _ = &mut reading => (&mut exit).await,
                 }
             };
             match timeout.filter(|timeout| !timeout.is_zero()) {
@@ -65,6 +65,8 @@ impl Pod {
             Some(ExecStatus::Lost) => Err(RuntimeError::Sandbox(sampan_sandbox::SandboxError::AgentGone)),
             None => {
                 self.sandbox.signal_exec(id, SIGKILL).await?;
+                // Whoever asks next is not to find it any more.
+                tokio::time::timeout(EXEC_DRAIN_MAX, exit).await.ok();
                 Err(RuntimeError::ExecTimeout { seconds: timeout.unwrap_or_default().as_secs_f64() })
             }
         }
