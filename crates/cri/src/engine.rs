@@ -26,6 +26,7 @@ pub(crate) use metrics::descriptors;
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
+use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::FutureExt as _;
@@ -62,6 +63,8 @@ pub(crate) struct ContainerEntry {
     record: watch::Sender<ContainerRecord>,
     /// Writers of the record, one at a time: the table is written before anybody sees the change.
     writing: Mutex<()>,
+    /// Its process on the host, since this daemon started it; 0 otherwise.
+    pid: AtomicU32,
     /// Its image, and those of its volumes: in use as long as it exists.
     images: Vec<Arc<Image>>,
 }
@@ -153,7 +156,14 @@ impl PodEntry {
 impl ContainerEntry {
     fn new(record: ContainerRecord, pod: Arc<PodEntry>, images: Vec<Arc<Image>>) -> Arc<Self> {
         let id = record.id.clone();
-        Arc::new(Self { id, pod, record: watch::Sender::new(record), writing: Mutex::new(()), images })
+        Arc::new(Self {
+            id,
+            pod,
+            record: watch::Sender::new(record),
+            writing: Mutex::new(()),
+            pid: AtomicU32::new(0),
+            images,
+        })
     }
 
     pub(crate) fn record(&self) -> ContainerRecord {

@@ -20,6 +20,11 @@ const _: () = assert!(2 * EXEC_SYNC_OUTPUT_BYTES_MAX < MESSAGE_BYTES_MAX, "the k
 
 /// How long a killed container may take to be gone.
 pub const KILL_DEADLINE: Duration = Duration::from_secs(20);
+/// How long after its start a program may take to say which signals it handles, before it is sent one to end.
+pub const BEGINNING: Duration = Duration::from_millis(500);
+/// How often it is looked at meanwhile.
+pub const BEGINNING_PAUSE: Duration = Duration::from_millis(10);
+
 /// How long containers may take to tell how they ended when their pod is stopped.
 pub const POD_STOP_GRACE: Duration = Duration::from_secs(2);
 /// The longest time for a container to stop by itself; longer wishes are cut to it.

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use sampan_image::Image;
 use sampan_kit::error_chain::ErrorChain;
@@ -137,6 +138,7 @@ impl Engine {
         match started.await {
             Ok(started) => {
                 let user = user_of(started.pid);
+                container.pid.store(started.pid, Ordering::Relaxed);
                 self.change(container, |record| {
                     // A short life may be over before we hear that it began.
                     if record.phase() == Phase::Created {

@@ -1,6 +1,7 @@
 //! The ends of pods and containers, wished for or not.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use sampan_kit::error_chain::ErrorChain;
@@ -9,7 +10,7 @@ use tonic::Status;
 
 use super::{ContainerEntry, Engine, PodEntry, locked, now};
 use crate::error::CallError;
-use crate::limits::{KILL_DEADLINE, POD_STOP_GRACE, STOP_TIMEOUT_MAX};
+use crate::limits::{BEGINNING, BEGINNING_PAUSE, KILL_DEADLINE, POD_STOP_GRACE, STOP_TIMEOUT_MAX};
 use crate::proto::v1::{ContainerEventType, Signal};
 use crate::records::Phase;
 use crate::translate::signal_number;
@@ -19,12 +20,38 @@ const SIGKILL: i32 = 9;
 /// What a shell says of a process that SIGKILL ended.
 const KILLED: i32 = 128 + SIGKILL;
 
+/// The kernel drops signals that the first process of a pid namespace does not handle (pid_namespaces(7)). A program that
+/// began only a moment ago is given another to say that it does; asked too early, it would not hear of it and be killed in
+/// the end.
+async fn until_heard(container: &ContainerEntry, signal: i32) {
+    let pid = container.pid.load(Ordering::Relaxed);
+    let age = || Duration::from_nanos(u64::try_from(now() - container.record.borrow().started_at).unwrap_or(u64::MAX));
+    while pid != 0 && age() < BEGINNING && container.phase() == Phase::Running && !is_heard(pid, signal) {
+        tokio::time::sleep(BEGINNING_PAUSE).await;
+    }
+}
+
+/// Whether a process catches or ignores a signal; one that cannot be looked at counts as if it did.
+fn is_heard(pid: u32, signal: i32) -> bool {
+    let Ok(status) = std::fs::read_to_string(format!("/proc/{pid}/status")) else { return true };
+    let mask = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        line.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default()
+    };
+    let bit = u32::try_from(signal - 1).ok().and_then(|place| 1_u64.checked_shl(place)).unwrap_or_default();
+    (mask("SigCgt:") | mask("SigIgn:")) & bit != 0
+}
+
 impl Engine {
     /// Asks a container to end and kills it when the time is over. One that is not known, or does not run, is no failure.
     pub(crate) async fn stop_container(&self, id: &str, timeout_seconds: i64) -> Result<(), CallError> {
         let Ok(container) = self.container(id) else { return Ok(()) };
         let grace = Duration::from_secs(u64::try_from(timeout_seconds).unwrap_or_default()).min(STOP_TIMEOUT_MAX);
-        if !grace.is_zero() && self.signal(&container, self.stop_signal(&container)).await? {
+        let signal = self.stop_signal(&container);
+        if !grace.is_zero() {
+            until_heard(&container, signal).await;
+        }
+        if !grace.is_zero() && self.signal(&container, signal).await? {
             // Over or not: the next step tells.
             drop(tokio::time::timeout(grace, container.ended()).await);
         }

@@ -71,6 +71,10 @@ impl Engine {
             })?;
             self.tell(&known.id, ContainerEventType::ContainerStoppedEvent, &known.pod);
         }
-        Ok(live.sandbox().acknowledge(event_id).await?)
+        if let Err(error) = live.sandbox().acknowledge(event_id).await {
+            // The agent has gone with what it would have forgotten.
+            tracing::debug!(error = %ErrorChain(&error), "an end that is noted cannot be acknowledged");
+        }
+        Ok(())
     }
 }
