@@ -16,8 +16,8 @@ mod streams;
 
 pub use documents::{auth_file, image_config, manifest, placement, quantity, reference, resolv_conf};
 pub use images::{erofs_image, layer_index, layer_tar};
-pub use service::{agent_files, api_body, api_patch, api_selector, remote_stream};
-pub use streams::{gzip, handshake, inflate_span, wire_frames};
+pub use service::{agent_files, api_body, api_patch, api_selector, remote_stream, seccomp_profile};
+pub use streams::{fuse_request, gzip, handshake, inflate_span, wire_frames};
 
 /// One target.
 #[derive(Debug, Clone, Copy)]
@@ -29,13 +29,14 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 19] = [
+pub const TARGETS: [Target; 21] = [
     Target { name: "agent_files", run: agent_files },
     Target { name: "api_body", run: api_body },
     Target { name: "api_patch", run: api_patch },
     Target { name: "api_selector", run: api_selector },
     Target { name: "auth_file", run: auth_file },
     Target { name: "erofs_image", run: erofs_image },
+    Target { name: "fuse_request", run: fuse_request },
     Target { name: "gzip", run: gzip },
     Target { name: "handshake", run: handshake },
     Target { name: "image_config", run: image_config },
@@ -48,5 +49,6 @@ pub const TARGETS: [Target; 19] = [
     Target { name: "reference", run: reference },
     Target { name: "remote_stream", run: remote_stream },
     Target { name: "resolv_conf", run: resolv_conf },
+    Target { name: "seccomp_profile", run: seccomp_profile },
     Target { name: "wire_frames", run: wire_frames },
 ];

@@ -1,4 +1,4 @@
-//! What clients send to the API, and what the agent reads out of images.
+//! What clients send to the API, what the agent reads out of images, and profiles that pods name.
 //!
 //! These parsers are private to their rooms, which offer one entry each and say nothing of what was accepted: all
 //! inputs count as accepted.
@@ -40,5 +40,11 @@ pub fn remote_stream(bytes: &[u8]) -> bool {
 /// An archive for a container, or its account files (`passwd` and, after a NUL, `group`).
 pub fn agent_files(bytes: &[u8]) -> bool {
     sampan_agent::exercise(bytes);
+    true
+}
+
+/// A seccomp profile in JSON: read, and compiled if it can be.
+pub fn seccomp_profile(bytes: &[u8]) -> bool {
+    sampan_sandbox::seccomp::exercise(bytes);
     true
 }

@@ -88,6 +88,16 @@ pub(crate) struct Pool {
     refilling: Mutex<Option<JoinHandle<()>>>,
 }
 
+/// Without [`Pool::close`] it is as if the daemon had been killed: what is ready, or half made, is left to the next start.
+impl Drop for Pool {
+    fn drop(&mut self) {
+        let refilling = self.refilling.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if let Some(refilling) = refilling.take() {
+            refilling.abort();
+        }
+    }
+}
+
 /// A pod is being made as long as this is held.
 #[derive(Debug)]
 pub(crate) struct Busy(Arc<Shared>);
@@ -114,6 +124,12 @@ impl Pool {
         }
         self.shared.lock().own_users.wanted = true;
         *refilling = Some(tokio::spawn(refill(Arc::clone(&self.shared), Arc::clone(workshop))));
+    }
+
+    /// How many hulls are ready, of all kinds.
+    pub(crate) fn ready(&self) -> usize {
+        let shelves = self.shared.lock();
+        shelves.own_users.hulls.len().saturating_add(shelves.host_users.hulls.len())
     }
 
     /// Says that a pod is being made.

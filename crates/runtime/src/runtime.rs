@@ -169,6 +169,12 @@ impl Runtime {
         &self.workshop.network
     }
 
+    /// How many sandboxes are ready for pods to come.
+    #[must_use]
+    pub fn ready_sandboxes(&self) -> usize {
+        self.pool.ready()
+    }
+
     /// Folder of a pod's logs; it outlives the sandbox and goes with the Pod object.
     #[must_use]
     pub fn log_folder(&self, pod_uid: &str) -> PathBuf {
