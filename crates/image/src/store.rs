@@ -374,6 +374,11 @@ impl Inner {
         self.catalog.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Taken after the catalog's lock where both are.
+    fn mounts(&self) -> MutexGuard<'_, HashMap<Digest, KeptMount>> {
+        self.mounts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// A fresh path below `incoming`.
     fn incoming(&self) -> PathBuf {
         let number = self.next_name.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
@@ -395,7 +400,7 @@ impl Inner {
             removed.removed.extend(references);
             removed.removed.push(id.to_string());
             removed.freed_bytes += self.paths.remove(&self.paths.metadata(&id))?;
-            self.mounts.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+            self.mounts().remove(&id);
         } else {
             catalog.untag(&self.paths, &id, &references)?;
             removed.removed.extend(references);
@@ -404,6 +409,8 @@ impl Inner {
         let freed = self.layers.sweep(&catalog, &self.paths)?;
         removed.freed_bytes += freed.freed_bytes;
         removed.removed.extend(freed.removed);
+        drop(catalog);
+        self.hold_mounts();
         Ok(removed)
     }
 }

@@ -93,7 +93,7 @@ mod tests {
         }
         let backing = tempfile::tempfile().expect("a file");
         backing.set_len(1 << 20).expect("room");
-        let options = crate::loop_device::LoopOptions { read_only: true, block_bytes: 4096 };
+        let options = crate::loop_device::LoopOptions { read_only: true, block_bytes: 4096, direct_io: false };
         let device =
             crate::loop_device::LoopDevice::attach(std::os::fd::AsFd::as_fd(&backing), options).expect("attach");
         let number = device.file().metadata().expect("its number").rdev();

@@ -23,13 +23,14 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use sampan_sys::fuse::protocol::{self, InitAnswer, Operation, features};
 use sampan_sys::fuse::{self, FuseMount};
 use sampan_sys::keeper::DescriptorKeeper;
 use sampan_sys::loop_device;
+use sampan_sys::socket::DESCRIPTORS_MAX;
 
 use super::fuse::{Directory, LAST_NAME, Queue};
 use super::partial_file::PartialFile;
@@ -37,6 +38,8 @@ use crate::limits::{FUSE_BACKGROUND_MAX, FUSE_QUEUES_MAX, FUSE_READ_BYTES_MAX, F
 
 /// Under which name the supervisor holds mount and queues, in this order.
 const KEPT_NAME: &str = "lazy-files";
+/// Under which name it holds mounts over them.
+const KEPT_MOUNTS_NAME: &str = "lazy-mounts";
 
 /// The incomplete blobs of one store, as files.
 pub(crate) struct LazyFiles {
@@ -45,6 +48,16 @@ pub(crate) struct LazyFiles {
     queues: Vec<Arc<Queue>>,
     threads: Vec<JoinHandle<()>>,
     inherited: bool,
+    keeper: DescriptorKeeper,
+    held: Mutex<HeldMounts>,
+}
+
+/// Mounts that the supervisor holds, too.
+#[derive(Default)]
+struct HeldMounts {
+    /// Of the services before this one.
+    earlier: Vec<OwnedFd>,
+    are_any: bool,
 }
 
 impl LazyFiles {
@@ -56,8 +69,16 @@ impl LazyFiles {
             None => (Connection::new(keeper, threads)?, false),
         };
         let directory = Arc::new(Directory::new(prefix(root)?));
-        let mut files =
-            Self { directory, mount: connection.mount, queues: connection.queues, threads: Vec::new(), inherited };
+        let earlier = keeper.take(KEPT_MOUNTS_NAME);
+        let mut files = Self {
+            directory,
+            mount: connection.mount,
+            queues: connection.queues,
+            threads: Vec::new(),
+            inherited,
+            keeper: keeper.clone(),
+            held: Mutex::new(HeldMounts { are_any: !earlier.is_empty(), earlier }),
+        };
         for (number, queue) in files.queues.iter().enumerate() {
             let (directory, queue) = (Arc::clone(&files.directory), Arc::clone(queue));
             let thread = std::thread::Builder::new().name(format!("lazy-files-{number}"));
@@ -94,6 +115,24 @@ impl LazyFiles {
     /// Serves a file no longer. Nothing may be left that reads it: see [`super::device::switch_devices`].
     pub(crate) fn remove(&self, number: u64) {
         self.directory.remove(number);
+    }
+
+    /// Has the supervisor hold these mounts of incomplete images, too, and no others. A mount that went with a killed service
+    /// would wait for reads that only its successor can answer, and the successor for its end.
+    pub(crate) fn hold(&self, mounts: &[BorrowedFd<'_>]) -> Result<(), FuseError> {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        if mounts.is_empty() {
+            held.earlier.clear();
+            return match std::mem::take(&mut held.are_any) {
+                true => self.keeper.release(KEPT_MOUNTS_NAME).map_err(FuseError::Keep),
+                false => Ok(()),
+            };
+        }
+        let all = mounts.iter().copied().chain(held.earlier.iter().map(AsFd::as_fd)).take(DESCRIPTORS_MAX);
+        let all: Vec<BorrowedFd<'_>> = all.collect();
+        let kept = self.keeper.keep(KEPT_MOUNTS_NAME, &all).map_err(FuseError::Keep);
+        held.are_any = true;
+        kept
     }
 
     /// Answers nothing any more that is not here: it is left to the next service. To be called before what fetches is stopped.

@@ -16,7 +16,6 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::PoisonError;
 
 /// The name of the file system, which its backing-device records bear too.
 const EROFS: &str = "erofs";
@@ -28,17 +27,20 @@ const FSCONFIG_STRING_BYTES_MAX: usize = 255;
 impl Inner {
     pub(super) fn mount(&self, image: &Image) -> Result<OwnedFd, ImageError> {
         let failed = |source| ImageError::Mount { reference: image.reference.clone(), source };
-        let mut mounts = self.mounts.lock().unwrap_or_else(PoisonError::into_inner);
+        // The catalog's lock comes before that of the mounts.
+        let record = self.catalog().record(&image.id).map(|record| (record.devices.clone(), record.acls));
+        let mut mounts = self.mounts();
         if let Some(mount) = mounts.get(&image.id) {
             return mount.as_fd().try_clone_to_owned().map_err(failed);
         }
-        let record = self.catalog().record(&image.id).map(|record| (record.devices.clone(), record.acls));
         let (devices, acls) = record.ok_or_else(|| ImageError::Unknown { reference: image.reference.clone() })?;
         let metadata = self.paths.metadata(&image.id);
         let mount = self.lazy.mount(&self.paths, &metadata, &devices, acls).map_err(failed)?;
         let given = mount.try_clone().map_err(failed)?;
         let kept = KeptMount::new(mount, self.config.mount_room.as_deref()).map_err(failed)?;
         mounts.insert(image.id, kept);
+        drop(mounts);
+        self.hold_mounts();
         Ok(given)
     }
 }

@@ -110,6 +110,7 @@ impl Inner {
         }
         kept?;
         self.lazy.traffic().counters.layers_completed.fetch_add(1, Ordering::Relaxed);
+        self.trim_later();
         (self.lazy.around.report)(LayerEvent::Complete { diff_id: served.diff_id });
         Ok(())
     }
@@ -156,12 +157,13 @@ impl Inner {
         for image in &images {
             catalog.remove(&self.paths, image)?;
             self.paths.remove(&self.paths.metadata(image))?;
-            self.mounts.lock().unwrap_or_else(PoisonError::into_inner).remove(image);
+            self.mounts().remove(image);
         }
         self.lazy.give_up(served);
         self.sweep_lazy(&catalog);
         self.layers.sweep(&catalog, &self.paths)?;
         drop(catalog);
+        self.hold_mounts();
         self.lazy.traffic().counters.layers_refused.fetch_add(1, Ordering::Relaxed);
         // Nobody may listen.
         self.lazy.events.send(ImageEvent::Untrue { images, layer: *diff_id, cause }).ok();
@@ -203,6 +205,7 @@ impl Inner {
                     }
                     seal::start(self, *image);
                 }
+                self.hold_mounts();
                 whole.into_iter().map(|image| ImageEvent::Complete { image }).collect()
             }
         }

@@ -1,14 +1,16 @@
 //! Mounting an image some of whose layers are still arriving.
 
+use super::super::Inner;
 use super::super::mount::{attach, mount_image, mount_names};
 use super::super::paths::Paths;
 use super::Lazy;
 use crate::lazy::device::LazyDevice;
+use sampan_kit::error_chain::ErrorChain;
 use sampan_oci::digest::Digest;
 use sampan_sys::loop_device;
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
 
@@ -54,5 +56,20 @@ impl Lazy {
         }
         // From here on the mount holds the devices.
         mount_names(&names, if acls { &[] } else { &["noacl"] })
+    }
+}
+
+impl Inner {
+    /// Has the mounts of images that are still arriving held beyond the end of this process; to be called when one is made, and
+    /// when an image is whole or goes.
+    pub(crate) fn hold_mounts(&self) {
+        let Some(files) = &self.lazy.files else { return };
+        let mounted: Vec<Digest> = self.mounts().keys().copied().collect();
+        let arriving: Vec<Digest> = mounted.into_iter().filter(|image| !self.is_whole(image)).collect();
+        let mounts = self.mounts();
+        let held: Vec<_> = arriving.iter().filter_map(|image| Some(mounts.get(image)?.as_fd())).collect();
+        if let Err(error) = files.hold(&held) {
+            tracing::warn!(error = %ErrorChain(&error), "the supervisor does not hold the mounts of incomplete images");
+        }
     }
 }
