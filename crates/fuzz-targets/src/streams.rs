@@ -113,3 +113,13 @@ pub fn handshake(bytes: &[u8]) -> bool {
     }
     wanted && agreed.is_ok()
 }
+
+/// A request of the kernel's FUSE. What is accepted lies inside its bytes.
+pub fn fuse_request(bytes: &[u8]) -> bool {
+    use sampan_sys::fuse::protocol::{Operation, parse};
+    let Ok(request) = parse(bytes) else { return false };
+    if let Operation::LookUp { name } = request.operation {
+        assert!(!name.is_empty() && name.len() < bytes.len() && !name.contains(&b'/'), "a name that is none");
+    }
+    true
+}
