@@ -70,6 +70,8 @@ pub enum ImageError {
         "cannot pull {reference}: names and attributes of all its layers take more than {limit} bytes; build the image with fewer files"
     )]
     TooLarge { reference: String, limit: u64 },
+    #[error("cannot mend the image: {reference} is another one today; remove the image and pull it again")]
+    Moved { reference: String },
     #[error("images that are still arriving cannot be served")]
     Lazy {
         #[source]

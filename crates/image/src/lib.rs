@@ -36,6 +36,6 @@ pub use error::ImageError;
 pub use lazy::event::ImageEvent;
 pub use store::{
     Image, ImageCounters, ImageDetails, ImageStore, ImageStoreConfig, ImageSummary, LayerDetails, LayerProgress,
-    LayerState, ProgressSender, PullPolicy, Removed, TraceDetails,
+    LayerState, ProgressSender, PullPolicy, Removed, TraceDetails, Verdict, VerifiedLayer,
 };
 pub use unpack::UnpackError;

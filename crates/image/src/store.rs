@@ -39,6 +39,8 @@ pub(crate) mod registry;
 mod seal;
 #[cfg(test)]
 mod tests;
+mod trim;
+mod verify;
 
 pub use catalog::Image;
 pub use counters::ImageCounters;
@@ -48,6 +50,7 @@ pub(crate) use paths::write_new;
 pub use progress::{LayerProgress, LayerState, ProgressSender};
 pub use published::{ImageDetails, LayerDetails, TraceDetails};
 pub(crate) use pull::read_front;
+pub use verify::{Verdict, VerifiedLayer};
 
 use self::lazy::{Lazy, Outcome};
 use crate::error::ImageError;
@@ -116,6 +119,8 @@ pub struct ImageStoreConfig {
     pub lazy_bytes_min: u64,
     /// How long a reader waits for bytes that do not come.
     pub read_deadline: Duration,
+    /// What all images may take of the disk; those that nobody uses go when it is more. No limit if `None`.
+    pub cache_bytes_max: Option<u64>,
     /// What completing images may take of the network while nobody waits for it; no limit if `None`.
     pub background_bytes_per_second: Option<u64>,
 }
@@ -135,6 +140,7 @@ impl ImageStoreConfig {
             lazy_bytes_min: LAZY_BYTES_MIN,
             read_deadline: READ_DEADLINE,
             background_bytes_per_second: None,
+            cache_bytes_max: None,
         }
     }
 }
@@ -282,7 +288,9 @@ impl ImageStore {
         credentials: Credentials,
         progress: ProgressSender,
     ) -> Result<Arc<Image>, ImageError> {
-        self.find_or_fetch(reference, policy, Wanted::Startable, credentials, progress).await
+        let image = self.find_or_fetch(reference, policy, Wanted::Startable, credentials, progress).await?;
+        self.inner.note_use(&image);
+        Ok(image)
     }
 
     async fn find_or_fetch(

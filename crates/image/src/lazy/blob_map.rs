@@ -13,7 +13,6 @@ pub(crate) struct BlobMap {
     places: Vec<Place>,
     /// For sparse files only: where their runs of data stand.
     sparse: HashMap<usize, Vec<Piece>>,
-    blob_bytes: u64,
     chunks: u64,
 }
 
@@ -49,11 +48,12 @@ impl BlobMap {
             blob += blob_bytes;
             chunks += content.chunks();
         }
-        Self { places, sparse, blob_bytes: blob, chunks }
+        Self { places, sparse, chunks }
     }
 
+    #[cfg(test)]
     pub(crate) fn blob_bytes(&self) -> u64 {
-        self.blob_bytes
+        self.places.last().map_or(0, |place| place.blob + place.blob_bytes)
     }
 
     pub(crate) fn place(&self, content: usize) -> Option<&Place> {

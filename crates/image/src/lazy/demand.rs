@@ -103,7 +103,8 @@ impl Book {
         }
     }
 
-    pub(crate) fn is_idle(&self) -> bool {
+    #[cfg(test)]
+    fn is_idle(&self) -> bool {
         self.wanted.is_empty() && self.running.is_empty()
     }
 }

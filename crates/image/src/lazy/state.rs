@@ -38,13 +38,21 @@ pub(crate) struct LayerState {
     pub(crate) layer: Descriptor,
     /// The image by which it is fetched.
     pub(crate) source: String,
+    /// Where the front part ends in the file that was published; nothing for an index that is here whole.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) published_front_end: Option<u64>,
     /// The boot in which all this was written.
     pub(crate) boot_id: String,
 }
 
 impl LayerState {
     pub(crate) fn new(number: u64, diff_id: Digest, layer: Descriptor, source: String, boot_id: String) -> Self {
-        Self { version: VERSION, number, diff_id, layer, source, boot_id }
+        Self { version: VERSION, number, diff_id, layer, source, published_front_end: None, boot_id }
+    }
+
+    /// Says that the index was published, in a file whose front part ends there.
+    pub(crate) fn published(self, front_end: Option<u64>) -> Self {
+        Self { published_front_end: front_end, ..self }
     }
 
     pub(crate) fn write(&self, directory: &Path) -> Result<(), ImageError> {

@@ -10,6 +10,7 @@ use sampan_oci::digest::Digest;
 use sampan_oci::reference::ImageSource;
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
+use std::time::SystemTime;
 
 /// An image on this machine, in use as long as this is held.
 #[derive(Debug)]
@@ -35,6 +36,7 @@ struct Entry {
     config: ImageConfig,
     size_bytes: u64,
     lease: Weak<Lease>,
+    last_used: SystemTime,
 }
 
 #[derive(Debug, Default)]
@@ -54,7 +56,10 @@ impl Catalog {
             }
         }
         let size_bytes = size_of(&record, paths);
-        self.images.insert(record.id, Entry { record, config, size_bytes, lease: Weak::new() });
+        // The file's time is when the image was last given to somebody.
+        let last_used = std::fs::metadata(paths.record(&record.id)).and_then(|file| file.modified());
+        let last_used = last_used.unwrap_or(SystemTime::UNIX_EPOCH);
+        self.images.insert(record.id, Entry { record, config, size_bytes, lease: Weak::new(), last_used });
     }
 
     pub(super) fn by_reference(&mut self, reference: &str) -> Option<Arc<Image>> {
@@ -71,6 +76,7 @@ impl Catalog {
         let entry = self.images.get_mut(id)?;
         let lease = entry.lease.upgrade().unwrap_or_else(|| Arc::new(Lease));
         entry.lease = Arc::downgrade(&lease);
+        entry.last_used = SystemTime::now();
         Some(Arc::new(Image {
             id: *id,
             manifest_digest: entry.record.manifest_digest,
@@ -111,6 +117,12 @@ impl Catalog {
     pub(super) fn images_with(&self, diff_id: &Digest) -> Vec<Digest> {
         let needs = |entry: &&Entry| entry.record.layers.iter().any(|layer| layer.diff_id == *diff_id);
         self.images.values().filter(needs).map(|entry| entry.record.id).collect()
+    }
+
+    /// The image that nobody uses, and that was used longest ago.
+    pub(super) fn least_used(&self) -> Option<Digest> {
+        let unused = self.images.values().filter(|entry| entry.lease.strong_count() == 0);
+        unused.min_by_key(|entry| (entry.last_used, entry.record.id)).map(|entry| entry.record.id)
     }
 
     pub(super) fn has_image(&self, id: &Digest) -> bool {

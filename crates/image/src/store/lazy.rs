@@ -17,14 +17,14 @@ mod finish;
 mod mount;
 mod prefetch;
 
-pub(super) use adopt::adopt;
+pub(super) use adopt::{Opening, adopt};
 pub(super) use choose::{Plan, plan};
 pub(super) use finish::start_completion;
 pub(super) use prefetch::prefetch;
 
 use super::Inner;
 use super::paths::{rename, write_new};
-use super::registry::{Client, Origin};
+use super::registry::Origin;
 use crate::error::ImageError;
 use crate::index::LayerIndex;
 use crate::lazy::compressed::CompressedCache;
@@ -193,6 +193,7 @@ impl Inner {
         DirBuilder::new().mode(0o700).create(making).map_err(failed("create", making))?;
         let index_path = making.join(INDEX);
         let layer = plan.layer.descriptor;
+        let is_published = plan.known.is_published();
         let (index, front_end, records) = plan.known.store(&index_path)?;
         let blob_bytes = index.tree.blob_layout().1;
         let pages = PageCache::create(making, blob_bytes).map_err(failed("create a cache in", making))?;
@@ -200,7 +201,8 @@ impl Inner {
             CompressedCache::create(making, index.layer_bytes).map_err(failed("create a cache in", making))?;
         let number = new_number();
         let source = origin.source.to_string();
-        LayerState::new(number, plan.diff_id, layer.clone(), source, self.boot_id.clone()).write(making)?;
+        let state = LayerState::new(number, plan.diff_id, layer.clone(), source, self.boot_id.clone());
+        state.published(is_published.then_some(front_end)).write(making)?;
         let directory = self.paths.lazy(&plan.diff_id);
         // Another index of the same layer may have been given up just now.
         remove_folder(&directory);
@@ -217,6 +219,12 @@ impl Inner {
                 self.lazy.give_up(&served);
             }
         }
+    }
+
+    /// Bytes that are here of a layer on its way: of the compressed layer, and of its blob.
+    pub(super) fn arrived(&self, diff_id: &Digest) -> Option<(u64, u64)> {
+        let served = self.lazy.get(diff_id)?;
+        Some((served.layer.compressed.present_bytes(), served.layer.pages.present_bytes()))
     }
 
     /// Whether the layer is here in whole.
@@ -249,19 +257,12 @@ fn remove_folder(path: &Path) {
 }
 
 /// The index file of a layer, read for use.
-fn open_index(path: &Path) -> Result<(LayerIndex, u64, File), ImageError> {
+pub(super) fn open_index(path: &Path) -> Result<(LayerIndex, u64, File), ImageError> {
     let front = super::read_front(path)?;
     let decoded = LayerIndex::decode(&front);
     let index = decoded.map_err(|source| ImageError::Index { path: path.to_owned(), source })?;
     let file = File::open(path).map_err(ImageError::file("open", path))?;
     Ok((index, front.len() as u64, file))
-}
-
-/// Where an adopted layer comes from: by the image's name, with this machine's logins.
-fn remote(client: Client, state: &LayerState, traffic: Arc<Traffic>) -> Option<Remote> {
-    let source = state.source.parse().ok()?;
-    let credentials = sampan_registry::Credentials::host();
-    Some(Remote::new(client, Origin { source, credentials }, state.layer.clone(), traffic))
 }
 
 /// Writes the front part of an index that came from elsewhere.

@@ -2,7 +2,7 @@
 
 use super::catalog::Catalog;
 use super::layers::Layers;
-use super::lazy::{self, Lazy};
+use super::lazy::{self, Lazy, Opening};
 use super::paths::Paths;
 use super::record::Record;
 use super::registry::Client;
@@ -77,7 +77,7 @@ fn open_lazy(config: &ImageStoreConfig, paths: &Paths, client: &Client, boot_id:
         }
     });
     let lazy = Lazy::new(files, config.background_bytes_per_second, config.read_deadline);
-    lazy::adopt(&lazy, paths, client, boot_id)?;
+    lazy::adopt(&lazy, &Opening { config, paths, client, boot_id })?;
     Ok(lazy)
 }
 

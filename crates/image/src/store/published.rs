@@ -46,6 +46,9 @@ pub struct LayerDetails {
     pub blob_bytes: u64,
     /// How much of that is on this disk.
     pub allocated_bytes: u64,
+    /// How much of the layer as the registry has it has come, while it is still arriving.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub arrived_bytes: Option<u64>,
     /// Bytes of its index; 0 where there is none.
     pub index_bytes: u64,
     /// Whether all of it is here.
@@ -167,12 +170,14 @@ impl Inner {
         let size = |path: PathBuf| std::fs::metadata(path).ok();
         let layers = record.layers.iter().map(|layer| {
             let blob = size(self.paths.blob(&layer.diff_id));
+            let arrived = self.arrived(&layer.diff_id).filter(|_| blob.is_none());
             LayerDetails {
                 digest: layer.digest,
                 bytes: layer.bytes,
                 diff_id: layer.diff_id,
                 blob_bytes: layer.blob_bytes,
-                allocated_bytes: blob.as_ref().map_or(0, allocated_bytes),
+                allocated_bytes: blob.as_ref().map_or(arrived.map_or(0, |(_, pages)| pages), allocated_bytes),
+                arrived_bytes: arrived.map(|(compressed, _)| compressed),
                 index_bytes: size(self.paths.index(&layer.diff_id)).map_or(0, |index| index.len()),
                 complete: blob.is_some_and(|blob| blob.len() == layer.blob_bytes),
             }

@@ -80,6 +80,7 @@ pub(super) async fn pull(
         })
         .await?
     };
+    inner.trim_later();
     for served in lazily {
         lazy::start_completion(inner, &served);
     }
@@ -109,6 +110,18 @@ async fn begin_lazily(
         Ok(begun)
     })
     .await
+}
+
+/// Brings all layers of an image here that are not, in whole.
+pub(super) async fn fetch_whole(
+    inner: &Arc<Inner>,
+    origin: &Origin,
+    name: &str,
+    manifest: &Manifest,
+    diff_ids: &[Digest],
+    progress: &ProgressSender,
+) -> Result<(), ImageError> {
+    fetch_layers(inner, origin, name, manifest, diff_ids, Wanted::Whole, progress).await
 }
 
 /// Brings all layers here, several at a time. The first failure ends the wait for all.

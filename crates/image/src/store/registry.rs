@@ -40,7 +40,7 @@ impl Client {
         apart(image, call).await
     }
 
-    pub(super) async fn resolve(&self, origin: &Origin, platform: &Platform) -> Result<Resolved, FetchError> {
+    pub(crate) async fn resolve(&self, origin: &Origin, platform: &Platform) -> Result<Resolved, FetchError> {
         let (client, origin, platform) = (self.0.clone(), origin.clone(), platform.clone());
         let image = origin.source.to_string();
         let call = move || Handle::current().block_on(client.resolve(&origin.source, &platform, &origin.credentials));

@@ -1,5 +1,6 @@
 //! The store with images from layouts: its life, its death, and what bad images leave behind.
 
+mod disk;
 mod lazy;
 
 use super::*;

@@ -1,25 +1,38 @@
 //! Taking up the layers that an earlier process of this boot was serving.
 
 use super::super::Inner;
-use super::{Lazy, Served, open_index, remote, remove_folder};
+use super::{Lazy, Served, open_index, remove_folder};
 use crate::error::ImageError;
 use crate::lazy::compressed::CompressedCache;
 use crate::lazy::layer::{LayerParts, LazyLayer};
 use crate::lazy::pages::PageCache;
-use crate::lazy::records::FileRecords;
+use crate::lazy::records::{FileRecords, RefoundRecords};
+use crate::lazy::remote::Remote;
+use crate::lazy::source::RecordSource;
 use crate::lazy::state::{INDEX, LayerState};
+use crate::store::ImageStoreConfig;
 use crate::store::paths::Paths;
-use crate::store::registry::Client;
+use crate::store::registry::{Client, Origin};
 use sampan_kit::error_chain::ErrorChain;
+use sampan_registry::Credentials;
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
+use tokio::sync::OnceCell;
+
+/// A store that is being opened.
+pub(crate) struct Opening<'a> {
+    pub(crate) config: &'a ImageStoreConfig,
+    pub(crate) paths: &'a Paths,
+    pub(crate) client: &'a Client,
+    pub(crate) boot_id: &'a str,
+}
 
 /// Serves again what is found below `lazy/`, then has the kernel ask again for what nobody answered. What cannot be served is
 /// removed; images that need it are then not whole, and dropped.
-pub(crate) fn adopt(lazy: &Lazy, paths: &Paths, client: &Client, boot_id: &str) -> Result<(), ImageError> {
-    for directory in super::super::open::files(&paths.lazy)? {
-        let adopted = adopt_one(lazy, paths, client, boot_id, &directory);
+pub(crate) fn adopt(lazy: &Lazy, store: &Opening<'_>) -> Result<(), ImageError> {
+    for directory in super::super::open::files(&store.paths.lazy)? {
+        let adopted = adopt_one(lazy, store, &directory);
         match adopted {
             Ok(true) => {}
             Ok(false) => remove_folder(&directory),
@@ -37,22 +50,39 @@ pub(crate) fn adopt(lazy: &Lazy, paths: &Paths, client: &Client, boot_id: &str) 
 }
 
 /// Whether the folder stays.
-fn adopt_one(lazy: &Lazy, paths: &Paths, client: &Client, boot_id: &str, directory: &Path) -> Result<bool, ImageError> {
-    let state = LayerState::read(directory, boot_id);
+fn adopt_one(lazy: &Lazy, store: &Opening<'_>, directory: &Path) -> Result<bool, ImageError> {
+    let paths = store.paths;
+    let state = LayerState::read(directory, store.boot_id);
     let (Some(state), true) = (state, lazy.is_possible()) else { return Ok(false) };
+    // Known by the image's name, fetched with this machine's logins until somebody comes with others.
+    let Ok(source) = state.source.parse() else { return Ok(false) };
+    let origin = Origin { source, credentials: Credentials::host() };
     let failed = ImageError::file;
     let (index, front_end, file) = open_index(&directory.join(INDEX))?;
     let blob_bytes = index.tree.blob_layout().1;
     let pages = PageCache::open(directory, blob_bytes).map_err(failed("open the cache in", directory))?;
     let compressed =
         CompressedCache::open(directory, index.layer_bytes).map_err(failed("open the cache in", directory))?;
-    let Some(remote) = remote(client.clone(), &state, lazy.around.traffic.clone()) else { return Ok(false) };
+    let records: Arc<dyn RecordSource> = match (state.published_front_end, &store.config.index_source) {
+        (None, _) => Arc::new(FileRecords(file)),
+        (Some(_), None) => return Ok(false),
+        (Some(_), Some(index_source)) => Arc::new(RefoundRecords {
+            client: store.client.clone(),
+            origin: origin.clone(),
+            platform: store.config.platform.clone(),
+            index_source: index_source.clone(),
+            diff_id: state.diff_id,
+            found: OnceCell::new(),
+        }),
+    };
+    let front_end = state.published_front_end.unwrap_or(front_end);
+    let remote = Remote::new(store.client.clone(), origin, state.layer.clone(), lazy.around.traffic.clone());
     let parts = LayerParts {
         directory: directory.to_owned(),
         number: state.number,
         index,
         front_end,
-        records: Arc::new(FileRecords(file)),
+        records,
         remote,
         pages,
         compressed,
@@ -75,6 +105,7 @@ fn finish_move(lazy: &Lazy, paths: &Paths, served: &Served) -> Result<(), ImageE
 impl Inner {
     /// Has every layer on its way completed in the background.
     pub(crate) fn complete_adopted(self: &Arc<Self>) {
+        self.sweep_lazy(&self.catalog());
         for served in self.lazy.all() {
             super::start_completion(self, &served);
         }

@@ -112,6 +112,10 @@ impl Inner {
 }
 
 impl Known {
+    pub(super) fn is_published(&self) -> bool {
+        matches!(self, Self::Published(_))
+    }
+
     /// Puts the index into a layer's folder, and opens it there.
     pub(super) fn store(self, path: &Path) -> Result<(LayerIndex, u64, Arc<dyn RecordSource>), ImageError> {
         match self {

@@ -1,0 +1,57 @@
+//! Images that this node had before: they start from their indexes, and arrive while they are used.
+
+use anyhow::{Context, Result, ensure};
+use sampan_e2e::fixtures::Compression;
+use sampan_e2e::harness::wait::until;
+use sampan_e2e::link::{Link, Shape};
+use sampan_e2e::service::Service;
+use serde_json::Value;
+
+use crate::faults::noisy;
+
+/// Bytes that pass until a program has read a little of a large image.
+const FIRST_BYTES_MAX: u64 = 6 << 20;
+
+fn is_complete(service: &Service, reference: &str) -> Result<bool> {
+    let image = service.sampan(["image", "inspect", "-o", "json", reference]).finish()?.json()?;
+    let layers = image["layers"].as_array().context("an image without layers")?;
+    Ok(layers.iter().all(|layer| layer["complete"] == Value::Bool(true)))
+}
+
+/// Loop devices whose file is still one over FUSE.
+fn arriving_devices() -> Result<usize> {
+    let mut devices = 0;
+    for entry in std::fs::read_dir("/sys/block")? {
+        // A device may go while it is looked at.
+        let backing = std::fs::read_to_string(entry?.path().join("loop/backing_file")).unwrap_or_default();
+        devices += usize::from(backing.contains("sampan-lazy-"));
+    }
+    Ok(devices)
+}
+
+pub(crate) fn an_image_that_was_here_runs_before_it_has_arrived(service: &Service) -> Result<()> {
+    for (seed, compression, name) in [(71, Compression::Gzip, "gzip"), (72, Compression::None, "tar")] {
+        let (image, digest) = noisy(seed, compression)?;
+        let indexed = service.registry.push(&image, &format!("lazy/{name}:1"))?;
+        service.sampan(["pull", &indexed]).ok()?;
+        service.sampan(["rmi", &indexed]).ok()?;
+        let link = Link::to(service.registry.address(), Shape::new(0, Some(16)))?;
+        let reference = format!("{}/lazy/{name}:1", link.address());
+        let instance = format!("lazy-first-{name}");
+        let script = "dd if=/noise bs=4096 skip=1000 count=1 2>/dev/null | wc -c; sleep 1000";
+        service.sampan(["run", "-d", "--name", &instance, &reference, "sh", "-c", script]).ok()?;
+        until("the program has read", || Ok(service.sampan(["logs", &instance]).ok()?.contains("4096")))?;
+        let passed = link.counts().down_bytes;
+        ensure!(passed < FIRST_BYTES_MAX, "{passed} bytes had passed when the program had its page");
+        ensure!(!is_complete(service, &reference)?, "it was whole at once: this tests nothing");
+        ensure!(arriving_devices()? > 0, "no device reads an image that is arriving");
+        // The rest comes without anybody asking, and what is mounted moves to it.
+        until("the image is whole", || is_complete(service, &reference))?;
+        until("its devices are moved", || Ok(arriving_devices()? == 0))?;
+        drop(link);
+        let said = service.sampan(["exec", &instance, "sha256sum", "/noise"]).ok()?;
+        ensure!(said == format!("{digest}  /noise"), "wrong bytes: {said}");
+        service.remove([instance.as_str()])?;
+    }
+    Ok(())
+}
