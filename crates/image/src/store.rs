@@ -35,7 +35,7 @@ mod tests;
 
 pub use catalog::Image;
 #[cfg(test)]
-pub(crate) use mount::{mount_image, mount_loops};
+pub(crate) use mount::{mount_files, mount_image, mount_loops};
 pub use progress::{LayerProgress, LayerState, ProgressSender};
 
 use crate::error::ImageError;

@@ -10,5 +10,6 @@ pub mod mount;
 pub mod namespace;
 pub mod netlink;
 pub mod process;
+pub mod read_ahead;
 pub mod seccomp;
 pub mod socket;

@@ -10,14 +10,15 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::PathBuf;
 
+use crate::read_ahead;
 use rustix::fs::{FileType, Mode, makedev, mknodat};
 
 const LOOP_MAJOR: u32 = 7;
+const LOOP_SET_DIRECT_IO: libc::c_ulong = 0x4C08;
 const LOOP_CONFIGURE: libc::c_ulong = 0x4C0A;
 const LOOP_CTL_GET_FREE: libc::c_ulong = 0x4C82;
 const LO_FLAGS_READ_ONLY: u32 = 1;
 const LO_FLAGS_AUTOCLEAR: u32 = 4;
-const LO_FLAGS_DIRECT_IO: u32 = 16;
 /// Others may take a free device between asking and configuring; this often is more than bad luck.
 const ATTEMPTS_MAX: u32 = 64;
 
@@ -51,12 +52,18 @@ struct LoopConfig {
 }
 
 /// How a file is attached.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 pub struct LoopOptions {
     /// Refuse writes.
     pub read_only: bool,
-    /// Bypass the page cache of the backing file, so that memory holds one copy.
-    pub direct_io: bool,
+    /// The device's logical block: what is to be read past the page cache needs no less than its disk's.
+    pub block_bytes: u32,
+}
+
+impl Default for LoopOptions {
+    fn default() -> Self {
+        Self { read_only: false, block_bytes: 512 }
+    }
 }
 
 /// An attached loop device; the kernel detaches it when this and every mount of it are gone.
@@ -67,7 +74,7 @@ pub struct LoopDevice {
 }
 
 impl LoopDevice {
-    /// Attaches `backing` to a free loop device, in 4 KiB sectors where direct I/O is asked for, else 512 bytes.
+    /// Attaches `backing` to a free loop device.
     pub fn attach(backing: BorrowedFd<'_>, options: LoopOptions) -> io::Result<Self> {
         let control = OpenOptions::new().read(true).write(true).open("/dev/loop-control")?;
         let mut last = io::Error::from_raw_os_error(libc::EBUSY);
@@ -92,16 +99,19 @@ impl LoopDevice {
     }
 
     /// Reads ahead as far as the disk below `backing` does, where that is further than a loop device does by itself.
-    /// A file system without a block device of its own says nothing, and changes nothing.
+    /// A file system that names no disk changes nothing.
     pub fn read_ahead_as(&self, backing: &File) -> io::Result<()> {
-        let window = |device: u64| {
-            let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
-            PathBuf::from(format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb"))
-        };
-        let kib = |path: &PathBuf| std::fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
-        let ours = window(self.file.metadata()?.rdev());
-        let (Some(disk), Some(own)) = (kib(&window(backing.metadata()?.dev())), kib(&ours)) else { return Ok(()) };
-        if disk > own { std::fs::write(ours, disk.to_string()) } else { Ok(()) }
+        let Some(disk) = read_ahead::below(backing)? else { return Ok(()) };
+        read_ahead::raise_disk(self.file.metadata()?.rdev(), disk)
+    }
+
+    /// Bypasses the page cache of the backing file from now on, so that memory holds one copy. What of the file is not on
+    /// the disk yet is written first. `EINVAL` where the file cannot be read so, or not in blocks as small as the device's.
+    pub fn set_direct_io(&self) -> io::Result<()> {
+        let yes: libc::c_ulong = 1;
+        // SAFETY: LOOP_SET_DIRECT_IO takes a number.
+        let result = unsafe { libc::ioctl(self.file.as_raw_fd(), LOOP_SET_DIRECT_IO, yes) };
+        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 
     /// The open device.
@@ -132,9 +142,6 @@ fn configure(device: &File, backing: BorrowedFd<'_>, options: LoopOptions) -> io
     if options.read_only {
         flags |= LO_FLAGS_READ_ONLY;
     }
-    if options.direct_io {
-        flags |= LO_FLAGS_DIRECT_IO;
-    }
     let info = LoopInfo {
         device: 0,
         inode: 0,
@@ -151,8 +158,7 @@ fn configure(device: &File, backing: BorrowedFd<'_>, options: LoopOptions) -> io
         init: [0; 2],
     };
     let fd = u32::try_from(backing.as_raw_fd()).map_err(io::Error::other)?;
-    let block_size = if options.direct_io { 4096 } else { 512 };
-    let config = LoopConfig { fd, block_size, info, reserved: [0; 8] };
+    let config = LoopConfig { fd, block_size: options.block_bytes, info, reserved: [0; 8] };
     // SAFETY: LOOP_CONFIGURE reads one `struct loop_config`, which lives across the call.
     let result = unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE, &raw const config) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }

@@ -110,3 +110,28 @@ fn loop_devices_show_what_files_show() {
     let root = PathBuf::from(format!("/proc/self/fd/{}/.", mount.as_raw_fd()));
     assert_same(&model::stacked(&layers), &read_back::directory(&root), "the kernel over loop devices");
 }
+
+#[test]
+fn an_image_on_its_files_reads_ahead_as_far_as_their_disk() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED: mounting needs root");
+        return;
+    }
+    let layers = vec![(entry("a", EntryKind::File { size: 5000, segments: None }), vec![9; 5000])];
+    let directory = tempfile::tempdir().unwrap();
+    let built = build(&[layers], directory.path());
+    let Ok((_mount, raised)) = crate::store::mount_files(&built.files, true) else {
+        eprintln!("SKIPPED: this kernel cannot mount files (Linux 6.12, CONFIG_EROFS_FS_BACKED_BY_FILE)");
+        return;
+    };
+    raised.unwrap();
+    let Some(disk) = sampan_sys::read_ahead::below(&std::fs::File::open(&built.files[0]).unwrap()).unwrap() else {
+        eprintln!("SKIPPED: there is no disk below {}", directory.path().display());
+        return;
+    };
+    let record = |entry: std::io::Result<std::fs::DirEntry>| entry.unwrap().path();
+    let mut records = std::fs::read_dir("/sys/class/bdi").unwrap().map(record);
+    let is_ours = |path: &PathBuf| path.file_name().unwrap().to_string_lossy().starts_with("erofs-");
+    let kib = |path: &PathBuf| std::fs::read_to_string(path.join("read_ahead_kb")).unwrap_or_default();
+    assert!(records.any(|path| is_ours(&path) && kib(&path).trim().parse::<u64>().is_ok_and(|kib| kib >= disk)));
+}

@@ -1,22 +1,27 @@
 //! The kernel's view of an image: EROFS over the metadata file, with the blobs as its devices.
 //!
-//! Read-only loop devices stand between, which go by themselves with the mount: a file-backed mount (Linux 6.12 and later)
-//! reads ahead 128 KiB where the disk below does megabytes, and random reads through it took up to nine times as long
-//! (docs/decisions/0009-images-over-loop-devices.md). Where a machine has no loop devices, files are mounted as they are.
+//! The files are mounted as they are where the kernel can (Linux 6.12 and later), their contents read past the page cache of
+//! the files, so that memory holds them once, and ahead as far as the disk below reads. Else read-only loop devices stand
+//! between, tuned as well as they can be, which go by themselves with the mount
+//! (docs/decisions/0010-images-on-their-files.md).
 
 use super::Inner;
 use super::catalog::Image;
 use crate::error::ImageError;
-use rustix::io::Errno;
 use rustix::mount::MountAttrFlags;
 use sampan_sys::loop_device::{LoopDevice, LoopOptions};
-use sampan_sys::mount::{FsContext, KeptMount, os_error};
+use sampan_sys::mount::{FsContext, KeptMount};
+use sampan_sys::read_ahead;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::PoisonError;
 
+/// The name of the file system, which its backing-device records bear too.
+const EROFS: &str = "erofs";
+/// What images are made of.
+const EROFS_BLOCK_BYTES: u32 = 4096;
 /// `fsconfig(2)` takes 255 bytes of a string.
 const FSCONFIG_STRING_BYTES_MAX: usize = 255;
 
@@ -39,16 +44,24 @@ impl Inner {
     }
 }
 
-/// Mounts metadata and blobs in the way that this machine has.
+/// Mounts metadata and blobs in the best way that this machine has.
 pub(crate) fn mount_image(files: &[PathBuf], acls: bool) -> io::Result<OwnedFd> {
-    mount_loops(files, acls).or_else(|error| match os_error(&error).map(Errno::from_raw_os_error) {
-        // What a machine says that has no loop driver, or keeps it from this service.
-        Some(Errno::NOENT | Errno::NXIO | Errno::NODEV | Errno::PERM | Errno::ACCESS) => mount_files(files, acls),
-        _ => Err(error),
-    })
+    match mount_files(files, acls) {
+        Ok((mount, Ok(()))) => Ok(mount),
+        Ok((mount, Err(error))) => {
+            tracing::debug!(%error, "an image mounted on its files would read too little ahead");
+            // A slow mount is better than none.
+            Ok(mount_loops(files, acls).unwrap_or(mount))
+        }
+        Err(error) => {
+            tracing::debug!(%error, "an image cannot be mounted on its files");
+            mount_loops(files, acls)
+        }
+    }
 }
 
-fn mount_files(files: &[PathBuf], acls: bool) -> io::Result<OwnedFd> {
+/// The second result tells whether the mount reads ahead as far as the disk below does.
+pub(crate) fn mount_files(files: &[PathBuf], acls: bool) -> io::Result<(OwnedFd, io::Result<()>)> {
     // Long paths are given by descriptor; the descriptors must live until the superblock is made.
     let mut open = Vec::new();
     let mut names = Vec::with_capacity(files.len());
@@ -61,36 +74,54 @@ fn mount_files(files: &[PathBuf], acls: bool) -> io::Result<OwnedFd> {
         names.push(PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd())));
         open.push(file);
     }
-    mount_names(&names, acls)
+    let metadata = File::open(files.first().ok_or(io::ErrorKind::InvalidInput)?)?;
+    let flags: &[&str] = if acls { &["directio"] } else { &["directio", "noacl"] };
+    let mount = || mount_names(&names, flags);
+    match read_ahead::below(&metadata)? {
+        Some(disk) => read_ahead::raise_made(EROFS, disk, mount),
+        None => Ok((mount()?, Ok(()))),
+    }
 }
 
 pub(crate) fn mount_loops(files: &[PathBuf], acls: bool) -> io::Result<OwnedFd> {
     let mut devices = Vec::with_capacity(files.len());
-    for path in files {
+    for (nth, path) in files.iter().enumerate() {
         let backing = File::open(path)?;
-        let options = LoopOptions { read_only: true, direct_io: false };
+        let options = LoopOptions { read_only: true, block_bytes: EROFS_BLOCK_BYTES };
         let device = LoopDevice::attach(backing.as_fd(), options)?;
-        if let Err(error) = device.read_ahead_as(&backing) {
-            tracing::debug!(path = %path.display(), %error, "a loop device keeps its own read-ahead");
+        let tuned = if nth == 0 { device.read_ahead_as(&backing) } else { tune_complete_loop(&device, &backing) };
+        if let Err(error) = tuned {
+            tracing::debug!(path = %path.display(), %error, "a loop device is not as fast as it could be");
         }
         devices.push(device);
     }
     let names: Vec<PathBuf> = devices.iter().map(|device| device.path().to_owned()).collect();
-    mount_names(&names, acls)
+    mount_names(&names, if acls { &[] } else { &["noacl"] })
 }
 
-fn mount_names(names: &[PathBuf], acls: bool) -> io::Result<OwnedFd> {
-    let context = FsContext::open("erofs")?;
+/// Sets the loop device of a blob that is here as a whole to what reads it fastest. The metadata's only reads ahead: it is
+/// read in single blocks, which its file's page cache turns into few large reads.
+pub(crate) fn tune_complete_loop(device: &LoopDevice, backing: &File) -> io::Result<()> {
+    device.read_ahead_as(backing)?;
+    device.set_direct_io()
+}
+
+/// `flags` are those that a kernel may refuse and do without.
+fn mount_names(names: &[PathBuf], flags: &[&str]) -> io::Result<OwnedFd> {
+    let context = FsContext::open(EROFS)?;
     let (metadata, blobs) = names.split_first().ok_or(io::ErrorKind::InvalidInput)?;
     context.set_string("source", metadata)?;
     for blob in blobs {
         context.set_string("device", blob)?;
     }
     context.set_flag("ro")?;
-    if !acls && let Err(error) = context.set_flag("noacl") {
-        // On an idmapped layer that may have ACLs, overlayfs leaves the fast path walk at every component
-        // (do_ovl_get_acl in fs/overlayfs/inode.c): a warm `find` takes a quarter longer. A kernel without them refuses.
-        tracing::debug!(%error, "EROFS knows no ACLs to switch off");
+    for flag in flags {
+        // - `noacl`: on an idmapped layer that may have ACLs, overlayfs leaves the fast path walk at every component
+        //   (do_ovl_get_acl in fs/overlayfs/inode.c): a warm `find` takes a quarter longer. A kernel without them refuses.
+        // - `directio`: the first kernels that mounted files knew no other way, and no name for it.
+        if let Err(error) = context.set_flag(flag) {
+            tracing::debug!(flag, %error, "EROFS knows nothing to switch");
+        }
     }
     context.mount(MountAttrFlags::MOUNT_ATTR_RDONLY | MountAttrFlags::MOUNT_ATTR_NODEV)
 }
