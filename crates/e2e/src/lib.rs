@@ -8,3 +8,4 @@ pub mod harness;
 pub mod leaks;
 pub mod link;
 pub mod service;
+pub mod storm;

@@ -143,6 +143,15 @@ impl Service {
         until("a new process takes its place", || Ok(self.pid(part).is_ok_and(|new| new != pid)))
     }
 
+    /// Has the running service become the program that is installed, and waits until that is ready.
+    pub fn upgrade(&self) -> Result<()> {
+        let seen = self.log().len();
+        kill_process(self.pid(Part::Supervisor)?, Signal::HUP)?;
+        until("the upgraded service is ready", || {
+            Ok(self.log().get(seen..).is_some_and(|said| said.contains("sampan: ready")))
+        })
+    }
+
     /// The number of a part.
     pub fn pid(&self, part: Part) -> Result<Pid> {
         let supervisor = self.supervisor().as_ref().map(Pid::from_child).context("the service does not run")?;

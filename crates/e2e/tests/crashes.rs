@@ -15,7 +15,7 @@ use sampan_e2e::fixtures::debian;
 use sampan_e2e::harness::pod::{first_status, text};
 use sampan_e2e::harness::wait::{eventually, until};
 use sampan_e2e::service::{Part, Service, free_port};
-use sampan_e2e::{harness, tests};
+use sampan_e2e::{harness, storm, tests};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -26,11 +26,13 @@ fn main() -> ExitCode {
         tests![
             instances_outlive_the_daemon,
             instances_outlive_the_whole_service,
+            instances_outlive_an_upgrade,
             a_client_in_the_foreground_outlives_the_daemon,
             a_new_zygote_makes_new_instances,
             the_end_of_an_agent_is_the_end_of_its_pod,
             half_made_pods_are_finished_or_undone,
             a_broken_pull_begins_again,
+            readers_of_arriving_images_notice_no_kill,
             a_pod_deleted_before_the_crash_is_gone_after_it,
         ],
     )
@@ -132,6 +134,16 @@ fn instances_outlive_the_whole_service(service: &Service) -> Result<()> {
     service.stop()?;
     witnesses.live_on()?;
     service.serve()?;
+    witnesses.are_known()
+}
+
+fn instances_outlive_an_upgrade(service: &Service) -> Result<()> {
+    let witnesses = Witnesses::start(service, "upgraded")?;
+    let before = [Part::Supervisor, Part::Zygote, Part::Daemon].map(|part| service.pid(part).ok());
+    service.upgrade()?;
+    let after = [Part::Supervisor, Part::Zygote, Part::Daemon].map(|part| service.pid(part).ok());
+    ensure!(before[0] == after[0] && before[1] != after[1] && before[2] != after[2], "{before:?} and {after:?}");
+    witnesses.live_on()?;
     witnesses.are_known()
 }
 
@@ -259,6 +271,13 @@ fn a_broken_pull_begins_again(service: &Service) -> Result<()> {
     service.wait_until_it_answers()?;
     ensure!(sampan_e2e::leaks::entries(&incoming)?.is_empty(), "what a dead daemon downloaded stays");
     assert_eq!(service.sampan(["run", "--rm", &image, "python3", "-c", "print(6 * 7)"]).ok()?, "42");
+    Ok(())
+}
+
+/// A storm in small, over a service of its own; `cargo xtask storm` is the whole one.
+fn readers_of_arriving_images_notice_no_kill(_service: &Service) -> Result<()> {
+    let outcome = storm::run(storm::Options { seed: 7, kills: 4, doubles: 1, supervisor_kills: 1 })?;
+    eprintln!("{outcome}");
     Ok(())
 }
 

@@ -3,7 +3,9 @@
 //! Each chore is a module with one entry; this file only chooses. Nothing here is part of the product.
 
 mod bench;
+mod critest;
 mod fuzz;
+mod storm;
 mod tidy;
 mod vm;
 
@@ -11,12 +13,14 @@ use std::io::Write;
 use std::process::ExitCode;
 
 const USAGE: &str =
-    "usage: cargo xtask tidy | bench [image] [OPTION…] | fuzz-smoke [--seconds N] [TARGET] | vm [OPTION…]
+    "usage: cargo xtask tidy | bench [image] [OPTION…] | fuzz-smoke [--seconds N] [TARGET] | storm [OPTION…] | critest [OPTION…] | vm [OPTION…]
 
   tidy        check layers, sources, licences, duplicate crates and papers
   bench       measure beside containerd, podman and runc; see cargo xtask bench --help
   bench image measure cold starts of real images beside the lazy loaders; see cargo xtask bench image --help
   fuzz-smoke  feed every parser of foreign bytes its corpus and changes of it, for 10 seconds in all
+  storm       kill the service again and again under readers of arriving images; see cargo xtask storm --help
+  critest     Kubernetes' tests of container runtimes against the service; see cargo xtask critest --help
   vm          try the service on Debian's kernels in an emulated machine; see cargo xtask vm --help";
 
 fn main() -> anyhow::Result<ExitCode> {
@@ -27,6 +31,8 @@ fn main() -> anyhow::Result<ExitCode> {
         ["tidy"] => tidy::run(&mut out),
         ["bench", arguments @ ..] => bench::run(arguments),
         ["fuzz-smoke", arguments @ ..] => fuzz::smoke(arguments),
+        ["storm", arguments @ ..] => storm::run(arguments),
+        ["critest", arguments @ ..] => critest::run(arguments),
         ["vm", arguments @ ..] => vm::run(arguments),
         [] | ["help" | "--help" | "-h"] => {
             writeln!(out, "{USAGE}")?;
