@@ -15,6 +15,7 @@ pub mod volume;
 mod pool;
 mod rootfs;
 mod runtime;
+mod trash;
 mod workshop;
 mod writable;
 

@@ -39,6 +39,9 @@ pub const POOL_PATIENCE: Duration = Duration::from_millis(50);
 /// How long making one waits after a failure.
 pub const POOL_RETRY: Duration = Duration::from_secs(5);
 
+/// Removed sandboxes' folders that wait to be deleted.
+pub const TRASH_QUEUED_MAX: usize = 64;
+
 /// Kept of each output stream of a command that is run to its end (the kubelet reads no more either).
 pub const EXEC_OUTPUT_BYTES_MAX: usize = 16 << 20;
 /// What such a command has left running may still say this long after its end.

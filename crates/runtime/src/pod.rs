@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use sampan_image::ImageStore;
-use sampan_network::{Attachment, DnsSettings, HostAlias, PortMapping};
+use sampan_network::{Attachment, Bandwidth, DnsSettings, HostAlias, PortMapping};
 use sampan_sandbox::{
     ContainerSpec, IdMap, ProcessNamespace, ProcessSandbox, Resources, Seccomp, Started, UserNamespace,
 };
@@ -60,6 +60,8 @@ pub struct PodConfig {
     pub disk_bytes: u64,
     /// Published ports.
     pub ports: Vec<PortMapping>,
+    /// How fast its network may be.
+    pub bandwidth: Bandwidth,
     /// Name resolution.
     pub dns: DnsSettings,
     /// Further lines of `/etc/hosts`.

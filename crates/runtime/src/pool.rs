@@ -35,7 +35,8 @@ pub(crate) enum Kind {
 impl Kind {
     /// The kind that suits a pod; none where its hull has to know more.
     pub(crate) fn of(config: &PodConfig) -> Option<Self> {
-        let plain = !config.host_network && !config.host_pid && !config.host_ipc && config.ports.is_empty();
+        let usual_network = !config.host_network && config.ports.is_empty() && config.bandwidth.is_unlimited();
+        let plain = usual_network && !config.host_pid && !config.host_ipc;
         let usual_disk = matches!(config.disk_bytes, 0 | DISK_BYTES_DEFAULT);
         let kind = if config.shares_users() { Self::HostUsers } else { Self::OwnUsers };
         (plain && usual_disk).then_some(kind)

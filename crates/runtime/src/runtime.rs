@@ -30,6 +30,7 @@ use crate::limits::CREATE_DEADLINE;
 use crate::pod::{Owner, Parts, Pod, PodConfig};
 use crate::pool::{Kind, Pool};
 use crate::timeline::Timeline;
+use crate::trash::Trash;
 use crate::volume::{VolumeError, Volumes};
 use crate::workshop::{Hull, Workshop};
 use crate::writable::{self, Disk, DiskError};
@@ -159,7 +160,8 @@ impl Runtime {
         }
         let journal = Journal::open(&config.data_dir.join("journal.db"))?;
         let pool = Pool::new(config.pool_size);
-        let workshop = Arc::new(Workshop { sandboxes, network, journal, config });
+        let trash = Trash::open(config.data_dir.join("trash")).map_err(RuntimeError::host("make the data folder"))?;
+        let workshop = Arc::new(Workshop { sandboxes, network, journal, config, trash });
         Ok(Self { workshop, pool, recovered: OnceCell::new() })
     }
 
@@ -188,7 +190,7 @@ impl Runtime {
     }
 
     async fn recover_now(&self) -> Result<Recovered, RuntimeError> {
-        let Workshop { sandboxes, network, journal, config } = &*self.workshop;
+        let Workshop { sandboxes, network, journal, config, .. } = &*self.workshop;
         let (ready, rest): (Vec<_>, Vec<_>) =
             journal.sandboxes()?.into_iter().partition(|row| row.this_boot && row.state == SandboxState::Ready);
         let keep: HashSet<SandboxId> = ready.iter().map(|row| sandbox_id(&row.id)).collect::<Result<_, _>>()?;
@@ -357,6 +359,8 @@ impl Runtime {
     /// At the end of the service: takes away what it made for all pods, when none is left, and what was kept ready.
     pub async fn close(&self) -> Result<(), RuntimeError> {
         self.pool.close(&self.workshop).await;
+        let workshop = Arc::clone(&self.workshop);
+        tokio::task::spawn_blocking(move || workshop.trash.close()).await.map_err(RuntimeError::panicked)?;
         self.workshop.network.close().await?;
         Ok(self.workshop.sandboxes.close().await?)
     }

@@ -5,14 +5,15 @@
 
 use std::path::PathBuf;
 
-use sampan_network::{Attachment, Network, PortMapping};
+use sampan_network::{AttachOptions, Attachment, Network, PodName};
 use sampan_sandbox::{Namespaces, ProcessSandbox, ProcessSandboxes, ReadySandbox};
 
 use crate::journal::{Journal, SandboxRow};
 use crate::limits::{DESTROY_DEADLINE, DISK_BYTES_DEFAULT};
 use crate::pod::PodConfig;
-use crate::runtime::{RuntimeConfig, RuntimeError, remove_folder, sandbox_id, within};
+use crate::runtime::{RuntimeConfig, RuntimeError, sandbox_id, within};
 use crate::timeline::Timeline;
+use crate::trash::Trash;
 use crate::writable::{self, Disk};
 
 /// What is worked with.
@@ -22,6 +23,7 @@ pub(crate) struct Workshop {
     pub(crate) network: Network,
     pub(crate) journal: Journal,
     pub(crate) config: RuntimeConfig,
+    pub(crate) trash: Trash,
 }
 
 /// What has to be known of a pod to make its hull.
@@ -29,7 +31,7 @@ pub(crate) struct Workshop {
 pub(crate) struct Shape {
     pub(crate) namespaces: Namespaces,
     pub(crate) disk_bytes: u64,
-    pub(crate) ports: Vec<PortMapping>,
+    pub(crate) network: AttachOptions,
 }
 
 impl Shape {
@@ -40,7 +42,12 @@ impl Shape {
             host_pid: config.host_pid,
             host_ipc: config.host_ipc,
         };
-        Self { namespaces, disk_bytes: config.disk_bytes, ports: config.ports.clone() }
+        let network = AttachOptions {
+            ports: config.ports.clone(),
+            bandwidth: config.bandwidth,
+            pod: PodName { namespace: config.namespace.clone(), name: config.name.clone(), uid: config.uid.clone() },
+        };
+        Self { namespaces, disk_bytes: config.disk_bytes, network }
     }
 }
 
@@ -69,7 +76,7 @@ impl Workshop {
             if shape.namespaces.host_network {
                 return Ok((sandbox, None));
             }
-            let attach = self.network.attach(&row.id, sandbox.network_namespace(), &shape.ports);
+            let attach = self.network.attach(&row.id, sandbox.network_namespace(), &shape.network);
             let attachment = timeline.measure("network", within("network", attach)).await?;
             Ok::<_, RuntimeError>((sandbox, Some(attachment)))
         };
@@ -86,20 +93,14 @@ impl Workshop {
         }
     }
 
-    /// Takes a sandbox away: first whatever runs in it, then everything else at once, its row last.
+    /// Takes a sandbox away: first whatever runs in it, its row last.
     pub(crate) async fn dismantle(&self, id: &str, sandbox: Option<&ProcessSandbox>) -> Result<(), RuntimeError> {
         match sandbox {
             Some(sandbox) => sandbox.destroy(DESTROY_DEADLINE).await?,
             None => drop(self.sandboxes.remove(&sandbox_id(id)?).await?),
         }
-        let folder = self.sandbox_folder(id);
-        let detach = async { Ok::<_, RuntimeError>(self.network.detach(id).await?) };
-        let remove = async {
-            let removed = tokio::task::spawn_blocking(move || remove_folder(&folder)).await;
-            removed.map_err(RuntimeError::panicked)?.map_err(RuntimeError::host("remove the sandbox's folder"))
-        };
-        let (detached, removed) = tokio::join!(detach, remove);
-        detached.and(removed)?;
+        self.network.detach(id).await?;
+        self.trash.throw(&self.sandbox_folder(id)).map_err(RuntimeError::host("remove the sandbox's folder"))?;
         Ok(self.journal.end(id)?)
     }
 
@@ -110,7 +111,7 @@ impl Workshop {
         let made = tokio::task::spawn_blocking(move || {
             std::fs::create_dir_all(&folder).map_err(RuntimeError::host("make the sandbox's folder"))?;
             writable::create_image(&templates, &image, bytes)?;
-            Ok::<_, RuntimeError>(writable::mount_image(&image, room.as_deref())?)
+            Ok::<_, RuntimeError>(writable::mount_new_image(&image, room.as_deref())?)
         });
         made.await.map_err(RuntimeError::panicked)?
     }

@@ -96,7 +96,11 @@ impl Host {
     }
 
     pub(crate) async fn pod(&self, config: PodConfig) -> Result<Guest<'_>> {
-        let pod = self.runtime.create(config, &Timeline::default()).await.map_err(chain)?;
+        self.timed_pod(config, &Timeline::default()).await
+    }
+
+    pub(crate) async fn timed_pod(&self, config: PodConfig, timeline: &Timeline) -> Result<Guest<'_>> {
+        let pod = self.runtime.create(config, timeline).await.map_err(chain)?;
         let events = pod.sandbox().events();
         Ok(Guest { host: self, pod, events })
     }
@@ -108,6 +112,8 @@ impl Host {
         self.images.close().await;
         self.zygote.kill()?;
         self.zygote.wait()?;
+        let trash = self.folder.path().join("data/trash");
+        ensure!(std::fs::read_dir(&trash)?.next().is_none(), "left behind: folders in {}", trash.display());
         let sandboxes = self.folder.path().join("data/sandboxes");
         ensure!(std::fs::read_dir(&sandboxes)?.next().is_none(), "left behind: folders in {}", sandboxes.display());
         ensure!(!self.folder.path().join("run/sandboxes").exists(), "left behind: run directories");

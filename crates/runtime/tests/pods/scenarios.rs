@@ -408,18 +408,25 @@ async fn latency(host: &mut Host) -> Result<()> {
         host.restart(pool_size).await?;
         until_ready(host, pool_size).await?;
         let mut phases: Vec<[Duration; 4]> = Vec::new();
+        let mut last = Timeline::default();
         for round in 0..20 {
             let began = Instant::now();
-            let mut guest = host.pod(host.config(&format!("round{round}"))).await?;
+            let timeline = Timeline::default();
+            let mut guest = host.timed_pod(host.config(&format!("round{round}")), &timeline).await?;
             let made = began.elapsed();
-            guest.start(&guest.shell("main", "true")).await?;
+            let config = guest.shell("main", "true");
+            guest.pod.run_container(&config, &host.images, &timeline).await.map_err(chain)?;
             let started = began.elapsed();
             guest.exit().await?;
             let ended = began.elapsed();
             guest.remove().await?;
+            last = timeline;
             phases.push([made, started, ended, began.elapsed()]);
             // As whoever types commands one after the other.
             until_ready(host, pool_size).await?;
+        }
+        for phase in last.phases() {
+            eprintln!("    {}: {} ms", phase.phase, phase.ms);
         }
         let median = |place: usize| {
             let mut times: Vec<Duration> = phases.iter().map(|phase| phase[place]).collect();
