@@ -10,10 +10,12 @@ use std::os::fd::BorrowedFd;
 use sampan_sys::namespace;
 use sampan_sys::netlink::{Family, Message, NetlinkSocket};
 
+use crate::bandwidth::Rate;
 use crate::config::{Names, stable_hash};
 use crate::error::{Attempted as _, NetworkError};
 use crate::leases::{Lease, Pools};
 use crate::rtnetlink::{self, Link, Mac, VethEnd};
+use crate::shaping;
 
 /// The sandbox's gateway: link-local, so it collides with no address that the sandbox may want to reach.
 const GATEWAY4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
@@ -49,22 +51,23 @@ pub(crate) fn lay(
         .and_then(|socket| socket)
         .map_err(|source| NetworkError::System { operation: "enter the sandbox's network namespace", source })?;
     inside
-        .pipeline(guest_requests(link.peer, lease, guest_mac))
+        .pipeline(guest_requests(link.peer, lease, guest_mac, mtu))
         .attempted(|| format!("set up eth0 of sandbox {}", lease.sandbox))?;
-    host.pipeline(host_requests(link.index, names, lease, pools, guest_mac))
+    host.pipeline(host_requests(link.index, names, lease, pools, guest_mac, mtu))
         .attempted(|| format!("set up interface {name}"))?;
     Ok(link.index)
 }
 
-fn guest_requests(index: u32, lease: &Lease, guest_mac: Mac) -> Vec<Message> {
-    let mut requests = vec![
+fn guest_requests(index: u32, lease: &Lease, guest_mac: Mac, mtu: u32) -> Vec<Message> {
+    let mut requests: Vec<Message> = bucket(index, lease.bandwidth.egress, mtu).into_iter().collect();
+    requests.extend([
         rtnetlink::set_up(LOOPBACK_INDEX),
         rtnetlink::set_quiet_ipv6(index),
         rtnetlink::set_up(index),
         rtnetlink::add_address(index, lease.ipv4.into(), 32),
         rtnetlink::add_neighbour(index, GATEWAY4.into(), HOST_MAC),
         rtnetlink::add_default_route(index, GATEWAY4.into()),
-    ];
+    ]);
     if let Some(ipv6) = lease.ipv6 {
         requests.extend([
             rtnetlink::add_address(index, link_local(guest_mac).into(), 64),
@@ -76,12 +79,18 @@ fn guest_requests(index: u32, lease: &Lease, guest_mac: Mac) -> Vec<Message> {
     requests
 }
 
-fn host_requests(index: u32, names: &Names, lease: &Lease, pools: &Pools, guest_mac: Mac) -> Vec<Message> {
+/// A sandbox is never on the air faster than it should be: buckets come before the interface is up.
+fn bucket(index: u32, rate: Option<Rate>, mtu: u32) -> Option<Message> {
+    rate.map(|rate| rtnetlink::set_token_bucket(index, shaping::token_bucket(rate, mtu)))
+}
+
+fn host_requests(index: u32, names: &Names, lease: &Lease, pools: &Pools, guest_mac: Mac, mtu: u32) -> Vec<Message> {
     let mut requests =
         vec![rtnetlink::set_alias(index, &names.alias(&lease.sandbox)), rtnetlink::set_ipv4_forwarding(index)];
     if lease.ipv6.is_some() {
         requests.push(rtnetlink::set_quiet_ipv6(index));
     }
+    requests.extend(bucket(index, lease.bandwidth.ingress, mtu));
     requests.push(rtnetlink::set_up(index));
     let targets: [(IpAddr, Option<IpAddr>); 2] = [
         (lease.ipv4.into(), pools.gateway4().map(IpAddr::from)),

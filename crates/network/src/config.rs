@@ -99,6 +99,8 @@ pub(crate) struct Names {
     pub(crate) instance: String,
     /// The nf_tables table, of family `inet`.
     pub(crate) table: String,
+    /// The table of those whose sending is limited.
+    pub(crate) policers: String,
     /// What every host interface of this service begins with; four characters, the last a dash.
     pub(crate) prefix: String,
     /// The interface that holds the gateway addresses and the pools' routes.
@@ -116,7 +118,13 @@ impl Names {
             let letter = |shift: u32| char::from(LETTERS[(hash >> shift) as usize % LETTERS.len()]);
             format!("{}{}{}-", letter(0), letter(5), letter(10))
         };
-        Self { instance: instance.to_owned(), table, anchor: format!("{prefix}host"), prefix }
+        Self {
+            instance: instance.to_owned(),
+            policers: format!("{table}-rates"),
+            anchor: format!("{prefix}host"),
+            table,
+            prefix,
+        }
     }
 
     /// The host's end of a sandbox's cable.

@@ -19,10 +19,12 @@ use crate::error::{Attempted as _, NetworkError, PortHolder};
 use crate::held_port::HeldPort;
 use crate::leases::{self, Lease, Leases};
 use crate::limits::{MTU_DEFAULT, MTU_MAX, MTU_MIN, PORTS_PER_SANDBOX_MAX};
-use crate::nftables::ForeignChain;
+use crate::nftables::{self, ForeignChain};
 use crate::port::{PortMapping, Protocol};
 use crate::rtnetlink::{self, AF_INET, AF_INET6, Counters, Link, Route};
-use crate::{Attachment, Obstacle, Usage, cable, conntrack, pools, ruleset, shared_firewall, sysctl};
+use crate::{
+    AttachOptions, Attachment, Obstacle, Usage, cable, conntrack, pools, ruleset, shaping, shared_firewall, sysctl,
+};
 
 pub(crate) struct Host {
     names: Names,
@@ -84,17 +86,13 @@ impl Host {
         &mut self,
         sandbox: &str,
         namespace: &OwnedFd,
-        ports: &[PortMapping],
+        options: &AttachOptions,
     ) -> Result<Attachment, AttachFailure> {
         check_sandbox(sandbox)?;
-        self.check_ports(sandbox, ports)?;
-        let lease = self.leases.take(sandbox, ports)?;
+        self.check_ports(sandbox, &options.ports)?;
+        let lease = self.leases.take(sandbox, &options.ports, options.bandwidth)?;
         match self.connect(&lease, namespace) {
-            Ok(()) => Ok(Attachment {
-                ipv4: lease.ipv4,
-                ipv6: lease.ipv6,
-                host_interface: self.names.host_interface(sandbox),
-            }),
+            Ok(()) => Ok(self.attachment_of(&lease)),
             Err(error) => Err(AttachFailure { error, released: self.undo(sandbox) }),
         }
     }
@@ -114,6 +112,7 @@ impl Host {
             namespace.as_fd(),
         )?;
         self.interfaces.insert(lease.sandbox.clone(), index);
+        self.police(lease)?;
         if !lease.ports.is_empty() {
             let requests = ruleset::add(&self.names, ruleset::elements(lease));
             self.change_table(requests)?;
@@ -141,9 +140,11 @@ impl Host {
         let held = self.held.remove(sandbox).unwrap_or_default();
         self.interfaces.remove(sandbox);
         // The lease goes first, so that a table that has to be written whole is without it too.
-        if let Some(lease) = self.leases.release(sandbox)?
-            && !lease.ports.is_empty()
-        {
+        let Some(lease) = self.leases.release(sandbox)? else { return Ok(held) };
+        if lease.bandwidth.egress.is_some() {
+            self.stop_policing(&self.names.host_interface(sandbox))?;
+        }
+        if !lease.ports.is_empty() {
             self.change_table(ruleset::withdraw(&self.names, ruleset::elements(&lease)))?;
             self.forget_datagrams(&lease, &lease.addresses());
         }
@@ -186,11 +187,13 @@ impl Host {
         }
         shared_firewall::close(&self.filter, &self.names)
             .attempted(|| "take rules out of the shared firewall table".to_owned())?;
-        match self.filter.transaction(ruleset::remove(&self.names)) {
-            Err(error) if !error.is(Errno::NOENT) => {
-                return Err(error).attempted(|| format!("remove nf_tables table {}", self.names.table));
+        for requests in [ruleset::remove(&self.names), shaping::remove(&self.names)] {
+            match self.filter.transaction(requests) {
+                Err(error) if !error.is(Errno::NOENT) => {
+                    return Err(error).attempted(|| format!("remove nf_tables table {}", self.names.table));
+                }
+                _ => {}
             }
-            _ => {}
         }
         let links = links(&self.route)?;
         let ours: Vec<&Link> = links.iter().filter(|link| link.name.starts_with(&self.names.prefix)).collect();
@@ -219,11 +222,15 @@ impl Host {
     }
 
     pub(crate) fn attachment(&self, sandbox: &str) -> Option<Attachment> {
-        self.leases.get(sandbox).map(|lease| Attachment {
-            ipv4: lease.ipv4,
+        self.leases.get(sandbox).map(|lease| self.attachment_of(lease))
+    }
+
+    fn attachment_of(&self, lease: &Lease) -> Attachment {
+        Attachment {
+            ipv4: Some(lease.ipv4),
             ipv6: lease.ipv6,
-            host_interface: self.names.host_interface(sandbox),
-        })
+            host_interface: self.names.host_interface(&lease.sandbox),
+        }
     }
 
     pub(crate) fn obstacles(&self) -> Result<Vec<Obstacle>, NetworkError> {
@@ -238,8 +245,45 @@ impl Host {
         self.write_table()?;
         shared_firewall::open(&self.filter, &self.names)
             .attempted(|| "let sandboxes through the shared firewall table".to_owned())?;
+        self.mend_policers()?;
         self.hold_missing_ports();
         Ok(())
+    }
+
+    /// Drops what the sandbox sends beyond its rate, whatever it does at its own end.
+    fn police(&self, lease: &Lease) -> Result<(), NetworkError> {
+        let name = self.names.host_interface(&lease.sandbox);
+        let requests = lease.bandwidth.egress.and_then(|rate| shaping::police(&self.names, &name, rate, self.mtu));
+        self.filter
+            .transaction(requests.unwrap_or_default())
+            .attempted(|| format!("limit the rate of interface {name}"))
+    }
+
+    /// Older kernels take the chain away with its interface.
+    fn stop_policing(&self, interface: &str) -> Result<(), NetworkError> {
+        match self.filter.transaction(shaping::stop_policing(&self.names, interface)) {
+            Err(error) if error.is(Errno::NOENT) => Ok(()),
+            other => other.attempted(|| format!("lift the rate of interface {interface}")),
+        }
+    }
+
+    /// Puts policers back that others have taken away, and removes those whose sandbox is gone.
+    fn mend_policers(&self) -> Result<(), NetworkError> {
+        let mut found = HashSet::new();
+        self.filter
+            .dump(nftables::get_chains(), |reply| found.extend(shaping::policed(&self.names, reply)))
+            .attempted(|| "list nf_tables chains".to_owned())?;
+        for lease in self.leases.iter().filter(|lease| lease.bandwidth.egress.is_some()) {
+            let present = found.remove(&self.names.host_interface(&lease.sandbox));
+            if !present
+                && self.interfaces.contains_key(&lease.sandbox)
+                && let Err(error) = self.police(lease)
+            {
+                // The sandbox may be ending at this moment, and its interface with it.
+                tracing::warn!(sandbox = %lease.sandbox, %error, "its rate is not enforced");
+            }
+        }
+        found.iter().try_for_each(|interface| self.stop_policing(interface))
     }
 
     /// Datagrams that are under way to a port would keep the way that they found. Failing costs only that.

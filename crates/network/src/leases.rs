@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::bandwidth::Bandwidth;
 use crate::error::NetworkError;
 use crate::limits::CURSOR_STEP;
 use crate::port::PortMapping;
@@ -59,6 +60,8 @@ pub(crate) struct Lease {
     pub(crate) ipv4: Ipv4Addr,
     pub(crate) ipv6: Option<Ipv6Addr>,
     pub(crate) ports: Vec<PortMapping>,
+    #[serde(default)]
+    pub(crate) bandwidth: Bandwidth,
 }
 
 impl Lease {
@@ -119,7 +122,12 @@ impl Leases {
     }
 
     /// Gives the sandbox an address and writes it down.
-    pub(crate) fn take(&mut self, sandbox: &str, ports: &[PortMapping]) -> Result<Lease, NetworkError> {
+    pub(crate) fn take(
+        &mut self,
+        sandbox: &str,
+        ports: &[PortMapping],
+        bandwidth: Bandwidth,
+    ) -> Result<Lease, NetworkError> {
         if self.by_sandbox.contains_key(sandbox) {
             return Err(NetworkError::AlreadyAttached { sandbox: sandbox.to_owned() });
         }
@@ -136,7 +144,14 @@ impl Leases {
             write_whole(&self.dir, "cursor", ahead.to_string().as_bytes())?;
             self.written_ahead = ahead;
         }
-        let lease = Lease { sandbox: sandbox.to_owned(), boot: self.boot.clone(), ipv4, ipv6, ports: ports.to_vec() };
+        let lease = Lease {
+            sandbox: sandbox.to_owned(),
+            boot: self.boot.clone(),
+            ipv4,
+            ipv6,
+            ports: ports.to_vec(),
+            bandwidth,
+        };
         let text = serde_json::to_vec(&lease).map_err(io::Error::from);
         let path = self.dir.join(file_name(sandbox));
         let text = text.map_err(|source| NetworkError::File { operation: "write", path, source })?;
@@ -289,15 +304,15 @@ mod tests {
     fn a_freed_address_rests_until_the_pool_has_been_round() {
         let dir = tempfile::tempdir().expect("dir");
         let mut leases = Leases::open(dir.path(), "boot", pools("10.9.0.0/28")).expect("open");
-        let first = leases.take("a", &[]).expect("first");
+        let first = leases.take("a", &[], Bandwidth::default()).expect("first");
         assert_eq!(first.ipv4, Ipv4Addr::new(10, 9, 0, 2));
         assert_eq!(first.ipv6, Some("fd00:1::2".parse().expect("address")));
         leases.release("a").expect("release");
         for step in 3..=14 {
-            assert_eq!(leases.take("b", &[]).expect("next").ipv4, Ipv4Addr::new(10, 9, 0, step));
+            assert_eq!(leases.take("b", &[], Bandwidth::default()).expect("next").ipv4, Ipv4Addr::new(10, 9, 0, step));
             leases.release("b").expect("release");
         }
-        assert_eq!(leases.take("b", &[]).expect("round").ipv4, Ipv4Addr::new(10, 9, 0, 2));
+        assert_eq!(leases.take("b", &[], Bandwidth::default()).expect("round").ipv4, Ipv4Addr::new(10, 9, 0, 2));
     }
 
     #[test]
@@ -305,15 +320,15 @@ mod tests {
         let dir = tempfile::tempdir().expect("dir");
         let mut leases = Leases::open(dir.path(), "boot", pools("10.9.0.0/28")).expect("open");
         for index in 0..13 {
-            leases.take(&format!("s{index}"), &[]).expect("free");
+            leases.take(&format!("s{index}"), &[], Bandwidth::default()).expect("free");
         }
-        let error = leases.take("more", &[]).expect_err("14 addresses less the gateway");
+        let error = leases.take("more", &[], Bandwidth::default()).expect_err("14 addresses less the gateway");
         assert_eq!(
             error.to_string(),
             "no address is free in 10.9.0.0/28, 13 are in use; remove instances or configure a larger pool"
         );
         leases.release("s5").expect("release");
-        assert_eq!(leases.take("more", &[]).expect("freed").ipv4, Ipv4Addr::new(10, 9, 0, 7));
+        assert_eq!(leases.take("more", &[], Bandwidth::default()).expect("freed").ipv4, Ipv4Addr::new(10, 9, 0, 7));
     }
 
     #[test]
@@ -321,14 +336,14 @@ mod tests {
         let dir = tempfile::tempdir().expect("dir");
         let taken = {
             let mut leases = Leases::open(dir.path(), "boot", pools("10.9.0.0/24")).expect("open");
-            leases.take("a", &[]).expect("take")
+            leases.take("a", &[], Bandwidth::default()).expect("take")
         };
         fs::write(dir.path().join("torn.json"), b"{\"sandbox\":").expect("write");
         fs::write(dir.path().join(".a.json.new"), b"").expect("write");
         let mut again = Leases::open(dir.path(), "boot", pools("10.9.0.0/24")).expect("open");
         assert_eq!(again.get("a"), Some(&taken));
         assert!(!dir.path().join("torn.json").exists());
-        let next = again.take("b", &[]).expect("take");
+        let next = again.take("b", &[], Bandwidth::default()).expect("take");
         assert!(next.ipv4.octets()[3] >= 2 + CURSOR_STEP as u8, "{next:?} follows what may have been handed out");
         let reboot = Leases::open(dir.path(), "another boot", pools("10.9.0.0/24")).expect("open");
         assert!(reboot.is_empty());
@@ -346,7 +361,7 @@ mod tests {
             for (who, what) in steps {
                 let sandbox = format!("s{who}");
                 match what {
-                    0 | 1 => match leases.take(&sandbox, &[]) {
+                    0 | 1 => match leases.take(&sandbox, &[], Bandwidth::default()) {
                         Ok(_) | Err(NetworkError::AlreadyAttached { .. }) => {}
                         Err(NetworkError::PoolExhausted { in_use, .. }) => prop_assert_eq!(in_use, 29),
                         Err(other) => return Err(TestCaseError::fail(other.to_string())),

@@ -15,6 +15,7 @@
 //! elements, so that it is never half there; what this crate makes on the host begins with the service's four-letter
 //! prefix or stands in its table, so that [`Network::reconcile`] finds all of it after any kill.
 
+mod bandwidth;
 mod cable;
 mod config;
 mod conntrack;
@@ -34,13 +35,15 @@ mod probe;
 mod rtnetlink;
 mod rule;
 mod ruleset;
+mod shaping;
 mod shared_firewall;
 mod sysctl;
 
+pub use bandwidth::{Bandwidth, EGRESS_ANNOTATION, INGRESS_ANNOTATION, InvalidBandwidth, Rate};
 pub use config::NetworkConfig;
 pub use dns::{DnsPolicy, DnsSettings, HostAlias, fuzz_resolv_conf};
 pub use error::{NetworkError, PortHolder};
-pub use network::{Attachment, Network, Obstacle, Usage};
+pub use network::{AttachOptions, Attachment, Network, Obstacle, PodName, Usage};
 pub use port::{PortMapping, Protocol};
 pub use prefix::{InvalidPrefix, Prefix};
 pub use probe::probe;

@@ -46,6 +46,23 @@ pub const FORWARD_CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 /// Waiting connections of a held port.
 pub const HELD_PORT_BACKLOG: i32 = 128;
 
+/// What Kubernetes takes for a bandwidth: 1 kbit/s to 1 Pbit/s.
+pub const BITS_PER_SECOND_MIN: u64 = 1_000;
+pub const BITS_PER_SECOND_MAX: u64 = 1_000_000_000_000_000;
+/// A token bucket holds a hundredth of a second: enough that a timer's lateness costs nothing.
+pub const BUCKET_PER_SECOND: u64 = 100;
+pub const BUCKET_FRAMES_MIN: u64 = 2;
+pub const BUCKET_BYTES_MAX: u64 = 16 << 20;
+/// A queue before a token bucket holds a twentieth of a second, and at least as much as one segmented packet.
+pub const QUEUE_PER_SECOND: u64 = 20;
+pub const QUEUE_BYTES_MIN: u64 = 64 << 10;
+pub const QUEUE_BYTES_MAX: u64 = 64 << 20;
+/// The largest packet that a sender may leave to the interface to cut (`GSO_LEGACY_MAX_SIZE`).
+pub const SEGMENTED_PACKET_BYTES_MAX: u32 = 64 << 10;
+/// The kernel's limit counts nanoseconds times bytes in 64 bits.
+pub const POLICED_BYTES_PER_SECOND_MAX: u64 = 10_000_000_000;
+const _: () = assert!((POLICED_BYTES_PER_SECOND_MAX + (32 << 20)).checked_mul(1_000_000_000).is_some());
+
 /// What is read of a `resolv.conf`; the C library reads three name servers and lines of some 1,000 bytes.
 pub const RESOLV_CONF_BYTES_MAX: u64 = 64 << 10;
 /// `MAXNS` of the C library: name servers beyond the third are never asked.

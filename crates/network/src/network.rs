@@ -16,6 +16,7 @@ use std::path::PathBuf;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::bandwidth::Bandwidth;
 use crate::config::NetworkConfig;
 use crate::dns::{self, DnsSettings, HostAlias};
 use crate::error::NetworkError;
@@ -28,7 +29,8 @@ use crate::prefix::Prefix;
 /// What a sandbox got.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attachment {
-    pub ipv4: Ipv4Addr,
+    /// `None` only where somebody else gives addresses out.
+    pub ipv4: Option<Ipv4Addr>,
     /// `None` where the host has IPv6 switched off.
     pub ipv6: Option<Ipv6Addr>,
     /// The host's end of the cable; the sandbox's is `eth0`.
@@ -38,8 +40,27 @@ pub struct Attachment {
 impl Attachment {
     /// The sandbox's addresses, IPv4 first.
     pub fn addresses(&self) -> Vec<IpAddr> {
-        [Some(IpAddr::V4(self.ipv4)), self.ipv6.map(IpAddr::V6)].into_iter().flatten().collect()
+        [self.ipv4.map(IpAddr::V4), self.ipv6.map(IpAddr::V6)].into_iter().flatten().collect()
     }
+}
+
+/// What a sandbox's network should be like.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AttachOptions {
+    /// Published ports.
+    pub ports: Vec<PortMapping>,
+    /// How fast it may be.
+    pub bandwidth: Bandwidth,
+    /// Whose it is, for networks that are made by others' programs.
+    pub pod: PodName,
+}
+
+/// What Kubernetes calls the pod; empty where nobody knows yet.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PodName {
+    pub namespace: String,
+    pub name: String,
+    pub uid: String,
 }
 
 /// Bytes that a sandbox received and sent since it was attached, link-layer headers included.
@@ -111,13 +132,13 @@ impl Network {
         &self,
         sandbox: &str,
         netns: BorrowedFd<'_>,
-        ports: &[PortMapping],
+        options: &AttachOptions,
     ) -> Result<Attachment, NetworkError> {
         let netns = netns
             .try_clone_to_owned()
             .map_err(|source| NetworkError::System { operation: "keep the sandbox's network namespace", source })?;
-        let (sandbox, ports) = (sandbox.to_owned(), ports.to_vec());
-        match self.ask(move |host| host.attach(&sandbox, &netns, &ports)).await? {
+        let (sandbox, options) = (sandbox.to_owned(), options.clone());
+        match self.ask(move |host| host.attach(&sandbox, &netns, &options)).await? {
             Ok(attachment) => Ok(attachment),
             Err(AttachFailure { error, released }) => {
                 release(released).await;

@@ -11,6 +11,7 @@ const NEWTABLE: u16 = SUBSYSTEM;
 const DELTABLE: u16 = SUBSYSTEM | 2;
 const NEWCHAIN: u16 = SUBSYSTEM | 3;
 const GETCHAIN: u16 = SUBSYSTEM | 4;
+const DELCHAIN: u16 = SUBSYSTEM | 5;
 const NEWRULE: u16 = SUBSYSTEM | 6;
 const GETRULE: u16 = SUBSYSTEM | 7;
 const DELRULE: u16 = SUBSYSTEM | 8;
@@ -106,6 +107,37 @@ pub(crate) fn add_chain(table: &str, chain: &Chain) -> Message {
         .be32(NFTA_CHAIN_POLICY, NF_ACCEPT)
         .text(NFTA_CHAIN_TYPE, if chain.kind == ChainKind::Nat { "nat" } else { "filter" });
     message
+}
+
+/// A base chain, named like the interface, that sees what comes in over this interface before anything else does.
+pub(crate) fn add_ingress_chain(table: &str, interface: &str) -> Message {
+    const NFTA_HOOK_DEV: u16 = 3;
+    const NF_INET_INGRESS: u32 = 5;
+    let mut message = Message::new(NEWCHAIN, flags::CREATE, &header(NFPROTO_INET));
+    message
+        .text(NFTA_CHAIN_TABLE, table)
+        .text(NFTA_CHAIN_NAME, interface)
+        .nest(NFTA_CHAIN_HOOK, |hook| {
+            hook.be32(NFTA_HOOK_HOOKNUM, NF_INET_INGRESS).be32(NFTA_HOOK_PRIORITY, 0).text(NFTA_HOOK_DEV, interface);
+        })
+        .be32(NFTA_CHAIN_POLICY, NF_ACCEPT)
+        .text(NFTA_CHAIN_TYPE, "filter");
+    message
+}
+
+/// Takes a chain away with its rules.
+pub(crate) fn delete_chain(table: &str, chain: &str) -> Message {
+    let mut message = Message::new(DELCHAIN, 0, &header(NFPROTO_INET));
+    message.text(NFTA_CHAIN_TABLE, table).text(NFTA_CHAIN_NAME, chain);
+    message
+}
+
+/// Table and name of a chain of family `inet`.
+pub(crate) fn chain_name(reply: &Reply) -> Option<(String, String)> {
+    let text = |kind| Some(String::from_utf8_lossy(reply.attribute(4, kind)?).trim_end_matches('\0').to_owned());
+    let [family, ..] = reply.header::<4>();
+    (family == NFPROTO_INET).then_some(())?;
+    Some((text(NFTA_CHAIN_TABLE)?, text(NFTA_CHAIN_NAME)?))
 }
 
 /// Every chain of every family, for [`ForeignChain::read`].

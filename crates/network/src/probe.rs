@@ -6,6 +6,7 @@ use std::os::fd::AsFd;
 use sampan_sys::namespace;
 use sampan_sys::netlink::{Family, NetlinkSocket};
 
+use crate::bandwidth::Bandwidth;
 use crate::config::Names;
 use crate::error::{Attempted as _, NetworkError};
 use crate::leases::{Lease, Pools};
@@ -33,6 +34,7 @@ fn try_everything() -> Result<(), NetworkError> {
         ipv4: [10, 187, 0, 2].into(),
         ipv6: None,
         ports: Vec::new(),
+        bandwidth: Bandwidth::default(),
     };
     let socket = |family| {
         NetlinkSocket::open(family)

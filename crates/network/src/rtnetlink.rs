@@ -1,6 +1,6 @@
 //! rtnetlink requests as the network needs them: links, addresses, neighbours, routes, statistics.
 //!
-//! Numbers and layouts: linux/rtnetlink.h, linux/if_link.h, linux/if_addr.h, linux/neighbour.h, linux/ip.h.
+//! Numbers and layouts: linux/rtnetlink.h, linux/pkt_sched.h, linux/if_link.h, linux/if_addr.h, linux/neighbour.h, linux/ip.h.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -19,6 +19,7 @@ const RTM_NEWADDR: u16 = 20;
 const RTM_NEWROUTE: u16 = 24;
 const RTM_GETROUTE: u16 = 26;
 const RTM_NEWNEIGH: u16 = 28;
+const RTM_NEWQDISC: u16 = 36;
 const RTM_GETSTATS: u16 = 94;
 
 const IFF_UP: u32 = 1;
@@ -163,6 +164,42 @@ pub(crate) fn set_ipv4_forwarding(index: u32) -> Message {
                 settings.u32(IPV4_DEVCONF_FORWARDING, 1).u32(IPV4_DEVCONF_ROUTE_LOCALNET, 1);
             });
         });
+    });
+    message
+}
+
+/// A token bucket with a queue before it (tc-tbf(8)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct TokenBucket {
+    /// Of whole frames.
+    pub(crate) bytes_per_second: u64,
+    pub(crate) burst_bytes: u32,
+    pub(crate) queue_bytes: u32,
+}
+
+/// Sends what leaves over the interface through a token bucket.
+pub(crate) fn set_token_bucket(index: u32, bucket: TokenBucket) -> Message {
+    const TC_H_ROOT: u32 = u32::MAX;
+    const TCA_KIND: u16 = 1;
+    const TCA_OPTIONS: u16 = 2;
+    const TCA_TBF_PARMS: u16 = 1;
+    const TCA_TBF_RATE64: u16 = 4;
+    const TCA_TBF_BURST: u16 = 6;
+    const TC_LINKLAYER_ETHERNET: u8 = 1;
+    // `struct tcmsg`: family, interface, handle, parent, info.
+    let mut header = [0; 20];
+    header[4..8].copy_from_slice(&index.to_ne_bytes());
+    header[12..16].copy_from_slice(&TC_H_ROOT.to_ne_bytes());
+    // `struct tc_tbf_qopt`: two `tc_ratespec` of twelve bytes (the link layer second, the rate last), limit, buffer, mtu.
+    let mut options = [0; 36];
+    options[1] = TC_LINKLAYER_ETHERNET;
+    options[8..12].copy_from_slice(&u32::try_from(bucket.bytes_per_second).unwrap_or(u32::MAX).to_ne_bytes());
+    options[24..28].copy_from_slice(&bucket.queue_bytes.to_ne_bytes());
+    let mut message = Message::new(RTM_NEWQDISC, flags::CREATE | flags::REPLACE, &header);
+    message.text(TCA_KIND, "tbf").nest(TCA_OPTIONS, |nest| {
+        nest.bytes(TCA_TBF_PARMS, &options)
+            .bytes(TCA_TBF_RATE64, &bucket.bytes_per_second.to_ne_bytes())
+            .u32(TCA_TBF_BURST, bucket.burst_bytes);
     });
     message
 }

@@ -150,6 +150,25 @@ impl Rule {
             .translate(family, target_bytes)
     }
 
+    /// Only packets beyond this rate. The bucket holds a second's worth and `burst_bytes`.
+    pub(crate) fn over_rate(self, bytes_per_second: u64, burst_bytes: u32) -> Self {
+        const NFTA_LIMIT_RATE: u16 = 1;
+        const NFTA_LIMIT_UNIT: u16 = 2;
+        const NFTA_LIMIT_BURST: u16 = 3;
+        const NFTA_LIMIT_TYPE: u16 = 4;
+        const NFTA_LIMIT_FLAGS: u16 = 5;
+        const NFT_LIMIT_PKT_BYTES: u32 = 1;
+        const NFT_LIMIT_F_INV: u32 = 1;
+        const SECOND: u64 = 1;
+        self.with("limit", move |data| {
+            data.bytes(NFTA_LIMIT_RATE, &bytes_per_second.to_be_bytes())
+                .bytes(NFTA_LIMIT_UNIT, &SECOND.to_be_bytes())
+                .be32(NFTA_LIMIT_BURST, burst_bytes)
+                .be32(NFTA_LIMIT_TYPE, NFT_LIMIT_PKT_BYTES)
+                .be32(NFTA_LIMIT_FLAGS, NFT_LIMIT_F_INV);
+        })
+    }
+
     pub(crate) fn accept(self) -> Self {
         self.verdict(NF_ACCEPT)
     }

@@ -275,6 +275,7 @@ mod tests {
             ipv4: [10, 187, 0, 2].into(),
             ipv6: Some("fd00::2".parse().expect("address")),
             ports: vec![PortMapping { host_ip: None, host_port: 8080, container_port: 80, protocol: Protocol::Tcp }],
+            bandwidth: crate::Bandwidth::default(),
         };
         let made = elements(&lease);
         assert_eq!(

@@ -274,7 +274,7 @@ fn a_pool_in_use_by_the_host_is_refused_by_name_or_passed_over() {
         world.host.tool("ip link set lan0 up").await;
         let network = world.open("sampan").await;
         let a = Pod::start(&network, "aaaaaaaaaaaaaaaa", &[]).await;
-        assert_eq!(a.attachment.ipv4.octets()[..2], [10, 213]);
+        assert_eq!(a.attachment.ipv4.expect("address").octets()[..2], [10, 213]);
 
         let mut config = world.config("other");
         config.ipv4_pool = Some("10.187.0.0/16".parse().expect("pool"));

@@ -16,7 +16,7 @@ use k8s_openapi::api::core::v1::{
 };
 use sampan_image::{Image, PullPolicy};
 use sampan_kit::quantity::{Quantity, QuantityError};
-use sampan_network::{DnsPolicy, DnsSettings, HostAlias, PortMapping, Protocol};
+use sampan_network::{Bandwidth, DnsPolicy, DnsSettings, HostAlias, PortMapping, Protocol};
 use sampan_runtime::container::{CapabilityChange, ContainerConfig};
 use sampan_runtime::pod::PodConfig;
 use sampan_sandbox::{GroupsPolicy, HugePages, ProcessNamespace, Resources, Seccomp, User};
@@ -163,11 +163,22 @@ pub fn pod_config(pod: &Pod) -> Result<PodConfig, SpecError> {
         resources: pod_resources(spec)?,
         disk_bytes: disk_bytes(spec)?,
         ports,
+        bandwidth: bandwidth(pod)?,
         dns: dns(spec)?,
         host_aliases: host_aliases(spec)?,
         sysctls: sysctls.collect(),
         volumes: mounts::volumes(spec)?,
         ..PodConfig::default()
+    })
+}
+
+/// What the pod's annotations say of its network's speed.
+fn bandwidth(pod: &Pod) -> Result<Bandwidth, SpecError> {
+    let annotations = pod.metadata.annotations.as_ref();
+    let read = Bandwidth::from_annotations(|name| Some(annotations?.get(name)?.as_str()));
+    read.map_err(|error| SpecError::Invalid {
+        field: format!("metadata.annotations[{}]", error.annotation),
+        reason: error.to_string(),
     })
 }
 
@@ -196,7 +207,7 @@ fn refuse_unsupported(spec: &PodSpec) -> Result<(), SpecError> {
 }
 
 /// The pod's cap: what its containers may take together; unlimited as soon as one of them is.
-fn pod_resources(spec: &PodSpec) -> Result<Resources, SpecError> {
+pub fn pod_resources(spec: &PodSpec) -> Result<Resources, SpecError> {
     if let Some(own) = &spec.resources {
         return resources(own);
     }

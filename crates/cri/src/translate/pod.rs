@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use sampan_network::{DnsPolicy, DnsSettings, PortMapping, Protocol};
+use sampan_network::{Bandwidth, DnsPolicy, DnsSettings, PortMapping, Protocol};
 use sampan_runtime::journal::CRI_UID_PREFIX;
 use sampan_runtime::pod::PodConfig;
 use sampan_sandbox::Resources;
@@ -44,6 +44,8 @@ pub(crate) fn pod_config(id: &str, config: &PodSandboxConfig) -> Result<PodConfi
             .as_ref()
             .is_some_and(|options| options.pid() == NamespaceMode::Pod),
         ports: ports(&config.port_mappings)?,
+        bandwidth: Bandwidth::from_annotations(|name| config.annotations.get(name).map(String::as_str))
+            .map_err(|error| CallError::Invalid(error.to_string()))?,
         dns: dns(config.dns_config.as_ref())?,
         sysctls: linux.sysctls.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
         ..PodConfig::default()

@@ -13,7 +13,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sampan_network::{Attachment, Network, NetworkConfig, NetworkError, PortMapping};
+use sampan_network::{AttachOptions, Attachment, Network, NetworkConfig, NetworkError, PortMapping};
 use sampan_sys::namespace;
 
 pub const HOST4: &str = "203.0.113.1";
@@ -44,7 +44,17 @@ impl Namespace {
         id: &str,
         ports: &[PortMapping],
     ) -> Result<Attachment, NetworkError> {
-        network.attach(id, self.0.as_fd(), ports).await
+        let options = AttachOptions { ports: ports.to_vec(), ..AttachOptions::default() };
+        self.attach_with(network, id, &options).await
+    }
+
+    pub async fn attach_with(
+        &self,
+        network: &Network,
+        id: &str,
+        options: &AttachOptions,
+    ) -> Result<Attachment, NetworkError> {
+        network.attach(id, self.0.as_fd(), options).await
     }
 
     /// Runs a program inside and gives back what it printed.
@@ -204,7 +214,7 @@ impl Pod {
     }
 
     pub fn ipv4(&self) -> String {
-        self.attachment.ipv4.to_string()
+        self.attachment.ipv4.expect("an IPv4 address").to_string()
     }
 
     pub fn ipv6(&self) -> String {
