@@ -9,6 +9,7 @@
 mod documents;
 mod images;
 pub mod mutation;
+mod published;
 pub mod seeds;
 mod service;
 pub mod smoke;
@@ -16,6 +17,7 @@ mod streams;
 
 pub use documents::{auth_file, image_config, manifest, placement, quantity, reference, resolv_conf};
 pub use images::{erofs_image, layer_index, layer_tar};
+pub use published::{layer_toc, publication, start_pack, start_trace};
 pub use service::{agent_files, api_body, api_patch, api_selector, remote_stream, seccomp_profile};
 pub use streams::{fuse_request, gzip, handshake, inflate_span, wire_frames};
 
@@ -29,7 +31,7 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 21] = [
+pub const TARGETS: [Target; 25] = [
     Target { name: "agent_files", run: agent_files },
     Target { name: "api_body", run: api_body },
     Target { name: "api_patch", run: api_patch },
@@ -43,12 +45,16 @@ pub const TARGETS: [Target; 21] = [
     Target { name: "inflate_span", run: inflate_span },
     Target { name: "layer_index", run: layer_index },
     Target { name: "layer_tar", run: layer_tar },
+    Target { name: "layer_toc", run: layer_toc },
     Target { name: "manifest", run: manifest },
     Target { name: "placement", run: placement },
+    Target { name: "publication", run: publication },
     Target { name: "quantity", run: quantity },
     Target { name: "reference", run: reference },
     Target { name: "remote_stream", run: remote_stream },
     Target { name: "resolv_conf", run: resolv_conf },
     Target { name: "seccomp_profile", run: seccomp_profile },
+    Target { name: "start_pack", run: start_pack },
+    Target { name: "start_trace", run: start_trace },
     Target { name: "wire_frames", run: wire_frames },
 ];

@@ -3,6 +3,8 @@
 //! They are committed in `fuzz/corpus`, so that a run needs nothing but them; `fuzz-seeds` writes them there. Seeds that
 //! are text stand there too, written by hand.
 
+mod published;
+
 use std::io::Write;
 
 use anyhow::Context;
@@ -41,6 +43,11 @@ pub fn all() -> anyhow::Result<Vec<Seed>> {
     add("layer_index", "file", crate::images::seal_index(&front).context("the index cannot be packed")?);
     add("layer_index", "front", front);
     add("wire_frames", "requests", frames()?);
+    let (pack, trace) = published::pack_and_trace()?;
+    add("start_pack", "two-layers", pack);
+    add("start_trace", "two-starts", trace);
+    add("publication", "artifact", published::artifact());
+    add("layer_toc", "table", published::table());
     Ok(seeds)
 }
 
@@ -175,6 +182,7 @@ fn frames() -> anyhow::Result<Vec<u8>> {
         sysctls: vec![("net.ipv4.ip_forward".to_owned(), "1".to_owned())],
         drop_to_mapped_root: true,
         share_process_namespace: false,
+        host_process_namespace: false,
     };
     let mut bytes = Vec::new();
     for (request_id, request) in [(1, Request::Hello), (2, Request::Configure(configuration))] {

@@ -3,7 +3,8 @@
 //! | request | answer |
 //! |---|---|
 //! | `GET image?reference=R[&touches=true]` | everything that is known of one image |
-//! | `POST image/prefetch`, `image/index`, `image/push-index`, `image/pack`, with `{"reference": R, "command": […]}` | JSON lines: progress, then `done` or `error` |
+//! | `POST image/prefetch`, `image/index`, `image/push-index`, `image/pack`, `image/verify`, with `{"reference": R, "command": […]}` | JSON lines: progress, then `done` or `error` |
+//! | `POST image/gc`, with `{"keep": QUANTITY}` | what was removed |
 //! | `GET image-keys` | every key that is believed |
 //! | `POST image-keys`, with `{"name": N, "key": K}` or `{"fleet": true}` | the key that was added or made |
 //! | `DELETE image-keys?name=N` | nothing |
@@ -19,6 +20,7 @@ use sampan_image::keys::{KeyError, KnownKey};
 use sampan_image::publish::PublishError;
 use sampan_image::trace::shape_of;
 use sampan_kit::error_chain::ErrorChain;
+use sampan_kit::quantity::Quantity;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -39,6 +41,8 @@ pub(super) enum ImageWork {
     Index,
     PushIndex,
     Pack,
+    /// Read it against its digests.
+    Verify,
 }
 
 #[derive(Debug, Deserialize)]
@@ -47,6 +51,12 @@ struct WorkRequest {
     /// The command whose starts a pack is made of.
     #[serde(default)]
     command: Vec<String>,
+}
+
+#[derive(Debug, Deserialize)]
+struct TrimRequest {
+    /// What all images may take, as a quantity.
+    keep: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -109,11 +119,32 @@ impl Node {
             }
             ImageWork::PushIndex => serde_json::to_value(images.push_index(&wanted.reference).await?),
             ImageWork::Pack => {
-                let shape = (!wanted.command.is_empty()).then(|| shape_of(&wanted.command));
+                let image = images.find(&wanted.reference);
+                let entrypoint = image.map(|image| image.config.config.entrypoint.clone()).unwrap_or_default();
+                // As a start has it: the image's entrypoint, then what was asked for.
+                let command = [entrypoint, wanted.command.clone()].concat();
+                let shape = (!wanted.command.is_empty()).then(|| shape_of(&command));
                 serde_json::to_value(images.make_pack(&wanted.reference, shape).await?)
+            }
+            ImageWork::Verify => {
+                let layers = images.verify(&wanted.reference).await?;
+                serde_json::to_value(layers).map(|layers| json!({"layers": layers}))
             }
         };
         Ok(done.unwrap_or_default())
+    }
+
+    /// Removes images that nobody uses.
+    pub(super) async fn trim_images(&self, request: Request<Body>) -> Answer {
+        let wanted: TrimRequest = read_json(request).await?;
+        let bytes = Quantity::parse(&wanted.keep).ok().and_then(|quantity| u64::try_from(quantity.units()).ok());
+        let invalid =
+            || refuse(StatusCode::BAD_REQUEST, "BadRequest", format!("{:?} is no amount of bytes", wanted.keep));
+        let images = &self.services.images;
+        let removed = images.gc(bytes.ok_or_else(invalid)?).await.map_err(|error| refused(&error))?;
+        let disk = images.disk_bytes().await.map_err(|error| refused(&error))?;
+        let answer = json!({"removed": removed.removed, "freedBytes": removed.freed_bytes, "diskBytes": disk});
+        Ok(json_response(StatusCode::OK, &answer))
     }
 
     pub(super) async fn list_image_keys(&self) -> Answer {
