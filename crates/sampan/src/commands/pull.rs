@@ -51,8 +51,18 @@ async fn fetch(context: &Context, image: &str, always: bool, mode: Mode) -> Resu
     let node = node::name(context, image).await?;
     let policy = if always { "Always" } else { "IfNotPresent" };
     let request = json!({"reference": image, "policy": policy});
-    let address = path::node(&node, "images/pull");
-    let stream = context.client.stream(Method::POST, &address, Some((JSON, &request))).await;
+    follow(context, &path::node(&node, "images/pull"), image, &request, mode).await
+}
+
+/// Asks the node for work with an image that may take long, shows how layers come on meanwhile, and gives its result.
+pub(super) async fn follow(
+    context: &Context,
+    address: &str,
+    image: &str,
+    request: &Value,
+    mode: Mode,
+) -> Result<Value, Failure> {
+    let stream = context.client.stream(Method::POST, address, Some((JSON, request))).await;
     let mut news = Lines::new(stream.map_err(|error| error.about(image))?);
     let mut display = Display::new(mode);
     loop {
@@ -69,7 +79,7 @@ async fn fetch(context: &Context, image: &str, always: bool, mode: Mode) -> Resu
             }
             Some(piece) => display.hear(&piece),
             None => {
-                return Err(Failure::explain(image, "the service ended the pull without a result", "look at its log"));
+                return Err(Failure::explain(image, "the service ended the work without a result", "look at its log"));
             }
         }
     }
