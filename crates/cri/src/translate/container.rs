@@ -203,15 +203,17 @@ fn read_profile(path: &str) -> Result<Vec<u8>, CallError> {
 }
 
 /// A named profile; the default and none are left to the runtime.
+#[allow(deprecated, reason = "older kubelets still say it here")]
 fn apparmor(security: &LinuxContainerSecurityContext) -> Option<String> {
-    let profile = security.apparmor.as_ref()?;
-    match profile.profile_type() {
-        ProfileType::RuntimeDefault => None,
-        ProfileType::Unconfined => Some("unconfined".to_owned()),
-        ProfileType::Localhost => {
-            let name = &profile.localhost_ref;
-            Some(name.strip_prefix("localhost/").unwrap_or(name).to_owned())
-        }
+    let named = |name: &str| Some(name.strip_prefix("localhost/").unwrap_or(name).to_owned());
+    match security.apparmor.as_ref().map(|profile| (profile.profile_type(), &profile.localhost_ref)) {
+        Some((ProfileType::RuntimeDefault, _)) => None,
+        Some((ProfileType::Unconfined, _)) => named("unconfined"),
+        Some((ProfileType::Localhost, name)) => named(name),
+        None => match security.apparmor_profile.as_str() {
+            "" | "runtime/default" => None,
+            name => named(name),
+        },
     }
 }
 
