@@ -1,11 +1,14 @@
 //! What is peculiar to pods: rules across fields, what an update may change, the status of a new one.
 
+mod security;
+
 use std::collections::HashSet;
 
 use sampan_kit::quantity::Quantity;
 use serde_json::{Value, json};
 
 use crate::error::Fault;
+pub(crate) use security::Level;
 
 const CONTAINER_LISTS: [&str; 2] = ["initContainers", "containers"];
 const EPHEMERAL: &str = "ephemeralContainers";

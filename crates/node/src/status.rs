@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus, HostIP,
-    Pod, PodCondition, PodIP, PodStatus,
+    Pod, PodCondition, PodIP, PodStatus, ResourceRequirements,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -25,6 +25,8 @@ pub struct Surroundings {
     pub start_time: Option<Timestamp>,
     /// Image ids by container.
     pub image_ids: BTreeMap<String, String>,
+    /// What containers may use, by container.
+    pub resources: BTreeMap<String, ResourceRequirements>,
     /// Why there is no sandbox: reason and one line.
     pub sandbox_refusal: Option<(String, String)>,
 }
@@ -74,6 +76,8 @@ fn container_status(pod: &Pod, slot: &Slot, around: &Surroundings) -> ContainerS
         container_id: if slot.ever_started { id(slot.restarts) } else { None },
         ready: slot.is_ready() || finished_well,
         started: Some(slot.is_started()),
+        resources: around.resources.get(&slot.name).cloned(),
+        allocated_resources: around.resources.get(&slot.name).and_then(|resources| resources.requests.clone()),
         restart_count: i32::try_from(slot.restarts).unwrap_or(i32::MAX),
         state: Some(state(slot, around)),
         last_state: match &slot.state {

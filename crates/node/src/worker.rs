@@ -14,6 +14,7 @@
 mod health;
 mod image;
 mod report;
+mod resize;
 pub(crate) mod start;
 mod volumes;
 
@@ -84,6 +85,8 @@ pub(crate) enum Message {
     Projected,
     /// Something has happened to an image.
     Image(sampan_image::ImageEvent),
+    /// The limits of running containers were changed, or could not be.
+    Resized(Result<(), String>),
     /// Something to tell people.
     Told(Event),
 }
@@ -155,6 +158,8 @@ pub(crate) struct Worker {
     pending_events: Vec<Event>,
     /// The last restart of each container whose back-off was told of.
     backed_off: HashMap<String, u32>,
+    /// What the containers may use, as far as it is so.
+    resources: BTreeMap<String, k8s_openapi::api::core::v1::ResourceRequirements>,
     /// Only one errand at a time writes the projected volumes.
     volumes_turn: Arc<tokio::sync::Mutex<()>>,
     report: report::Report,
@@ -230,6 +235,7 @@ impl Worker {
             recorder,
             pending_events: Vec::new(),
             backed_off: HashMap::new(),
+            resources: BTreeMap::new(),
             volumes_turn: Arc::default(),
             report: report::Report::default(),
             stopping: watch::Sender::new(false),
@@ -280,6 +286,7 @@ impl Worker {
     async fn take_up(&mut self, found: Found) {
         let object = Arc::clone(&self.object);
         self.apply_object(&object);
+        self.note_resources();
         match found {
             Found::Row(row) => self.adopt(row).await,
             Found::Nothing => {
@@ -362,8 +369,9 @@ impl Worker {
                     self.report.compare(&object);
                     let (old, new) = (&self.object.metadata, &pod.metadata);
                     let relabelled = old.labels != new.labels || old.annotations != new.annotations;
-                    self.object = pod;
+                    let before = std::mem::replace(&mut self.object, pod);
                     self.take_ephemeral();
+                    self.resize(&before);
                     if relabelled {
                         self.refresh_volumes();
                     }
@@ -386,6 +394,7 @@ impl Worker {
                 self.refresh_volumes();
             }
             Message::Image(event) => self.image_event(&event),
+            Message::Resized(done) => self.resized(done),
             Message::Told(event) => self.pending_events.push(event),
         }
     }

@@ -3,6 +3,7 @@
 //! What a command does stands in `commands`; what a value may look like in [`values`]. A line that cannot be parsed
 //! becomes one line on stderr like every other failure, not clap's paragraph.
 
+pub(crate) mod image;
 pub(crate) mod serve;
 pub(crate) mod values;
 
@@ -57,6 +58,8 @@ pub(crate) enum Command {
     Attach(commands::attach::AttachArgs),
     /// Copy files into or out of a running instance.
     Cp(commands::cp::CpArgs),
+    /// Let ports of this machine lead to ports inside an instance, while the command runs.
+    PortForward(commands::port_forward::PortForwardArgs),
     /// Stop instances; they can still be looked at.
     Stop(commands::stop::StopArgs),
     /// Remove instances.
@@ -73,6 +76,11 @@ pub(crate) enum Command {
     Images(commands::images::ImagesArgs),
     /// Remove images from this machine.
     Rmi(commands::rmi::RmiArgs),
+    /// Look into images, and make and publish what lets them start before they have arrived.
+    Image {
+        #[command(subcommand)]
+        command: image::ImageCommand,
+    },
     /// Look at the machine itself.
     Host {
         #[command(subcommand)]
@@ -80,6 +88,8 @@ pub(crate) enum Command {
     },
     /// Show the versions of this command and of the service.
     Version(commands::version::VersionArgs),
+    /// Print the script that makes a shell complete this command's words.
+    Completion(commands::completion::CompletionArgs),
     /// Run the service in the foreground (as root).
     Serve(serve::ServeArgs),
     #[command(hide = true)]

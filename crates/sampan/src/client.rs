@@ -8,6 +8,7 @@
 
 pub(crate) mod channels;
 pub(crate) mod error;
+pub(crate) mod forward;
 pub(crate) mod lines;
 pub(crate) mod path;
 pub(crate) mod watch;

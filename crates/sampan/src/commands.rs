@@ -2,14 +2,17 @@
 
 pub(crate) mod apply;
 pub(crate) mod attach;
+pub(crate) mod completion;
 pub(crate) mod cp;
 pub(crate) mod exec;
 mod foreground;
 pub(crate) mod host_check;
+pub(crate) mod image;
 pub(crate) mod images;
 pub(crate) mod inspect;
 pub(crate) mod logs;
 mod node;
+pub(crate) mod port_forward;
 pub(crate) mod ps;
 pub(crate) mod pull;
 mod removal;
@@ -53,6 +56,7 @@ pub(crate) async fn execute(command: Command, context: &Context) -> Result<i32, 
         Command::Exec(args) => exec::execute(&args, context).await,
         Command::Attach(args) => attach::execute(&args, context).await,
         Command::Cp(args) => cp::execute(&args, context).await,
+        Command::PortForward(args) => port_forward::execute(&args, context).await,
         Command::Stop(args) => stop::execute(&args, context).await,
         Command::Rm(args) => rm::execute(&args, context).await,
         Command::Inspect(args) => inspect::execute(&args, context).await,
@@ -61,9 +65,10 @@ pub(crate) async fn execute(command: Command, context: &Context) -> Result<i32, 
         Command::Pull(args) => pull::execute(&args, context).await,
         Command::Images(args) => images::execute(&args, context).await,
         Command::Rmi(args) => rmi::execute(&args, context).await,
+        Command::Image { command } => image::execute(command, context).await,
         Command::Host { command: HostCommand::Check(args) } => host_check::execute(&args, context).await,
         Command::Version(args) => version::execute(&args, context).await,
-        Command::Serve(_) | Command::Internal(_) => Ok(0),
+        Command::Completion(_) | Command::Serve(_) | Command::Internal(_) => Ok(0),
     }
 }
 

@@ -41,6 +41,9 @@ pub(crate) const STDIN_PIECES_MAX: usize = 8;
 /// One message of a WebSocket stream: the service sends pieces of at most 64 KiB.
 pub(crate) const MESSAGE_BYTES_MAX: usize = 4 << 20;
 
+/// Connections that one forwarded port carries at once; further ones wait in the kernel.
+pub(crate) const FORWARDED_CONNECTIONS_MAX: usize = 256;
+
 /// Directories below each other in a copy.
 pub(crate) const COPY_DEPTH_MAX: usize = 1000;
 
@@ -48,3 +51,6 @@ pub(crate) const COPY_DEPTH_MAX: usize = 1000;
 pub(crate) const PROGRESS_LAYERS_MAX: usize = 512;
 /// Time between two drawings of a progress display.
 pub(crate) const REDRAW_INTERVAL: Duration = Duration::from_millis(100);
+
+/// After a traced start has ended and its image is complete, how long the trace may take to be written down.
+pub(crate) const TRACE_WRITTEN_MAX: Duration = Duration::from_secs(25);

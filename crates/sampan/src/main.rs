@@ -26,6 +26,7 @@ fn main() -> ExitCode {
         Parsed::Text(text) => output::print(&text).map(|()| 0),
         Parsed::Cli(cli) => match cli.command {
             Command::Serve(args) => return_of(serve::run(args)),
+            Command::Completion(args) => commands::completion::execute(&args),
             Command::Internal(args) => return_of(serve::internal(args)),
             command => client_command(command, cli.socket, cli.namespace),
         },

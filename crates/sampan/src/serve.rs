@@ -6,6 +6,7 @@
 //!                  └── sampan internal daemon   (API server, scheduler, node, image store)
 //! ```
 
+mod cri;
 mod daemon;
 mod supervisor;
 mod zygote;

@@ -49,6 +49,7 @@ impl Core {
             refuse(resource, &candidate, &validate(&self.catalog.schemas, resource, &candidate))?;
             if resource.kind == "Pod" {
                 refuse(resource, &candidate, &crate::pod::validate_new(&candidate))?;
+                self.check_security(resource, namespace, &candidate).await?;
                 candidate["status"] = crate::pod::first_status(&candidate);
             }
             let result = self.store_new(resource, namespace, candidate, options).await;
@@ -58,6 +59,21 @@ impl Core {
                 Err(error) => return Err(error),
                 Ok(object) => return Ok(Written { object, warnings }),
             }
+        }
+    }
+
+    /// Refuses a pod that asks for more than its namespace allows.
+    pub(super) async fn check_security(
+        &self,
+        resource: &Resource,
+        namespace: Option<&str>,
+        pod: &Value,
+    ) -> Result<(), ApiError> {
+        let Some(namespace) = namespace else { return Ok(()) };
+        let namespace = self.get(self.resource("namespaces")?, None, namespace).await?;
+        match crate::pod::Level::of(&namespace.value).violations(pod) {
+            Some(why) => Err(ApiError::forbidden(&resource.qualified(), metadata_text(pod, "name"), why)),
+            None => Ok(()),
         }
     }
 

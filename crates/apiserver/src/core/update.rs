@@ -152,6 +152,9 @@ impl Core {
     ) -> Result<Arc<Object>, ApiError> {
         let mut request = request(Operation::Update, resource, key, Some(&current.value), options);
         request.subresource = part.subresource();
+        if part == Part::EphemeralContainers {
+            self.check_security(resource, key.namespace.as_deref(), &value).await?;
+        }
         self.admitted(request, &mut value, async |value| {
             if options.dry_run {
                 return Ok(unstored(key.clone(), value));

@@ -127,6 +127,7 @@ impl Worker {
             host_ip: self.services.host_ip.clone(),
             start_time: Some(self.start_time),
             image_ids: self.image_ids.clone(),
+            resources: self.resources.clone(),
             sandbox_refusal: self.refusal.clone(),
         }
     }

@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, Pod as PodObject};
 use sampan_image::{Image, ImageError, ProgressSender, PullPolicy};
 use sampan_kit::error_chain::ErrorChain;
+use sampan_registry::{AuthFile, Credentials};
 use sampan_runtime::RuntimeError;
 use sampan_runtime::pod::Pod;
 use sampan_runtime::timeline::Timeline;
@@ -78,6 +79,7 @@ impl Worker {
             services: Arc::clone(&self.services),
             timeline: self.timeline.clone(),
             sender: self.sender.clone(),
+            object: Arc::clone(&self.object),
             container: container.name.clone(),
             reference: reference.clone(),
             policy: spec::pull_policy(container),
@@ -246,6 +248,7 @@ struct Fetch {
     services: Arc<Services>,
     timeline: Timeline,
     sender: tokio::sync::mpsc::Sender<Message>,
+    object: Arc<PodObject>,
     container: String,
     reference: String,
     policy: PullPolicy,
@@ -254,8 +257,17 @@ struct Fetch {
 impl Fetch {
     async fn run(self) -> Result<Arc<Image>, Arc<ImageError>> {
         let Self { services, reference, .. } = &self;
+        let (credentials, missing) = pull_credentials(services, &self.object).await;
+        if !missing.is_empty() {
+            let names = missing.join(", ");
+            let message = format!(
+                "Unable to retrieve some image pull secrets ({names}); attempting to pull the image may not succeed."
+            );
+            self.told(Kind::Warning, "FailedToRetrieveImagePullSecret", message).await;
+        }
         if self.policy == PullPolicy::IfNotPresent && !reference.starts_with("oci:") {
-            let present = services.images.ensure(reference, PullPolicy::Never, ProgressSender::none());
+            let present =
+                services.images.ensure_as(reference, PullPolicy::Never, credentials.clone(), ProgressSender::none());
             if let Ok(image) = self.timeline.measure("image", present).await {
                 let message = format!("Container image {reference:?} already present on machine");
                 self.told(Kind::Normal, "Pulled", message).await;
@@ -266,7 +278,7 @@ impl Fetch {
             self.told(Kind::Normal, "Pulling", format!("Pulling image {reference:?}")).await;
         }
         let began = Instant::now();
-        let pulled = services.images.ensure(reference, self.policy, ProgressSender::none());
+        let pulled = services.images.ensure_as(reference, self.policy, credentials, ProgressSender::none());
         match self.timeline.measure("image", pulled).await {
             Ok(image) => {
                 let message = if self.policy == PullPolicy::Never {
@@ -291,6 +303,27 @@ impl Fetch {
     async fn told(&self, kind: Kind, reason: &'static str, message: String) {
         tell(&self.sender, Message::Told(container_event(&self.container, kind, reason, message))).await;
     }
+}
+
+/// The logins of the pod's own `imagePullSecrets`, and after them the machine's; and the names of those that are not there.
+async fn pull_credentials(services: &Services, object: &PodObject) -> (Credentials, Vec<String>) {
+    let wanted = object.spec.iter().flat_map(|spec| spec.image_pull_secrets.iter().flatten());
+    let namespace = object.metadata.namespace.clone().unwrap_or_default();
+    let (mut files, mut missing) = (Vec::new(), Vec::new());
+    for name in wanted.map(|reference| reference.name.clone()) {
+        let origin = format!("secret {namespace}/{name}");
+        let values = volumes::values(services, &namespace, "secret", &name).await.unwrap_or_default();
+        let parsed = match (values.get(".dockerconfigjson"), values.get(".dockercfg")) {
+            (Some(json), _) => AuthFile::parse(json, &origin).ok(),
+            (None, Some(old)) => AuthFile::parse_dockercfg(old, &origin).ok(),
+            (None, None) => None,
+        };
+        match parsed {
+            Some(file) => files.push(Arc::new(file)),
+            None => missing.push(name),
+        }
+    }
+    (Credentials::secrets(files).or_host(), missing)
 }
 
 /// Everything one start needs, away from the worker.
@@ -367,7 +400,8 @@ async fn volume_images(
             Some("Never") => PullPolicy::Never,
             _ => PullPolicy::IfNotPresent,
         };
-        let image = services.images.ensure(reference, policy, ProgressSender::none()).await;
+        let (credentials, _missing) = pull_credentials(services, object).await;
+        let image = services.images.ensure_as(reference, policy, credentials, ProgressSender::none()).await;
         images.insert(name.to_owned(), image.map_err(|error| StartFailure::Image(Arc::new(error)))?);
     }
     Ok(images)

@@ -14,7 +14,7 @@ use tokio::sync::Mutex;
 use super::{Held, Message, Services, Worker, tell};
 use crate::environment::{Live, Values};
 use crate::events::Kind;
-use crate::projection::{self, Owners, ProjectionError};
+use crate::projection::{self, Files, Owners, ProjectionError};
 use crate::spec;
 
 /// Why a projected volume cannot be shown.
@@ -99,19 +99,27 @@ impl Writing {
         let owners = owners(&self.object, &self.pod);
         let uid = self.object.metadata.uid.clone().unwrap_or_default();
         let folder = folder(&self.services, &uid);
+        let mut outcome = Ok(());
         for volume in &volumes {
-            let files = projection::project(&self.object, volume, &live, &lookup)?;
-            let (name, place) = (volume.name.clone(), folder.join(&volume.name));
-            let parent = folder.clone();
-            let written = tokio::task::spawn_blocking(move || {
-                private(&parent)?;
-                projection::write(&place, &files, owners)
-            });
-            let written = written.await.unwrap_or_else(|panic| Err(std::io::Error::other(panic)));
-            written.map_err(|source| VolumeFailure::Write { volume: name, source })?;
+            let written = match projection::project(&self.object, volume, &live, &lookup) {
+                Ok(files) => write(&folder, volume.name.clone(), files, owners).await,
+                Err(error) => Err(error.into()),
+            };
+            // One that cannot be shown does not hold the others back.
+            outcome = outcome.and(written);
         }
-        Ok(())
+        outcome
     }
+}
+
+async fn write(parent: &Path, volume: String, files: Files, owners: Owners) -> Result<(), VolumeFailure> {
+    let (parent, place) = (parent.to_owned(), parent.join(&volume));
+    let written = tokio::task::spawn_blocking(move || {
+        private(&parent)?;
+        projection::write(&place, &files, owners)
+    });
+    let written = written.await.unwrap_or_else(|panic| Err(std::io::Error::other(panic)));
+    written.map(drop).map_err(|source| VolumeFailure::Write { volume, source })
 }
 
 /// A folder that only the service itself may look into.

@@ -49,6 +49,15 @@ pub(crate) struct ServeArgs {
     /// The most that one layer of an image may unpack to, as a quantity such as 20Gi.
     #[arg(long, value_name = "QUANTITY", value_parser = values::size)]
     pub(crate) image_size_max: Option<String>,
+    /// What all images may take of the disk, as a quantity; those that nobody uses go when it is more (default: no limit).
+    #[arg(long, value_name = "QUANTITY", value_parser = values::size)]
+    pub(crate) image_cache_max: Option<String>,
+    /// Bytes a second, as a quantity, for the parts of images that nobody waits for (default: no limit).
+    #[arg(long, value_name = "QUANTITY", value_parser = values::size)]
+    pub(crate) image_bandwidth: Option<String>,
+    /// A folder, or the address of a web server that serves one, where published indexes of images lie.
+    #[arg(long, value_name = "DIR|URL", value_parser = values::index_cache)]
+    pub(crate) index_cache: Option<String>,
     /// What to serve.
     #[arg(id = "serve-role", long = "role", default_value = "all", value_name = "ROLE")]
     pub(crate) role: ServeRole,
@@ -86,6 +95,9 @@ impl ServeArgs {
             ("--pod-cidr4", &self.pod_cidr4),
             ("--pod-cidr6", &self.pod_cidr6),
             ("--image-size-max", &self.image_size_max),
+            ("--image-cache-max", &self.image_cache_max),
+            ("--image-bandwidth", &self.image_bandwidth),
+            ("--index-cache", &self.index_cache),
         ];
         for (name, value) in optional {
             if let Some(value) = value {
@@ -200,7 +212,7 @@ mod tests {
     #[test]
     fn options_survive_the_way_to_a_child_process() {
         let line = "sampan internal daemon --data-dir /d --run-dir /r --instance t1 --listen none --pod-cidr4 10.9.0.0/24 \
-                    --insecure-registry a:5000 --insecure-registry b --registry-mirror docker.io=m:5000 --image-size-max 3Gi --sandbox-pool 7 --role cri --cri-listen /c.sock --cgroup-driver systemd --pin-image p:1 --descriptor api=7";
+                    --insecure-registry a:5000 --insecure-registry b --registry-mirror docker.io=m:5000 --image-size-max 3Gi --image-cache-max 9Gi --image-bandwidth 1Mi --sandbox-pool 7 --role cri --cri-listen /c.sock --cgroup-driver systemd --pin-image p:1 --descriptor api=7";
         let Command::Internal(first) = Cli::try_parse_from(line.split_whitespace()).unwrap().command else { panic!() };
         let mut words: Vec<OsString> = ["sampan", "internal", "daemon"].map(OsString::from).to_vec();
         words.extend(first.serve.to_words());

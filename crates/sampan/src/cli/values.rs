@@ -19,6 +19,11 @@ pub(crate) fn label(text: &str) -> Result<String, String> {
     Err("at most 63 of a-z, 0-9 and -, with a letter or digit at both ends".to_owned())
 }
 
+/// Where published indexes lie: an absolute path, or the address of a web server.
+pub(crate) fn index_cache(text: &str) -> Result<String, String> {
+    text.parse::<sampan_image::publish::CacheLocation>().map(|location| location.to_string())
+}
+
 /// A namespace's name.
 pub(crate) fn namespace(text: &str) -> Result<String, String> {
     label(text)
@@ -45,6 +50,17 @@ pub(crate) fn size(text: &str) -> Result<String, String> {
 
 fn quantity(text: &str, like: &str) -> Result<Quantity, String> {
     Quantity::parse(text).map_err(|error| format!("{}; write it like {like}", error.reason))
+}
+
+/// A registry and a host that is asked in its place: `docker.io=mirror.example:5000`.
+pub(crate) fn mirror(text: &str) -> Result<String, String> {
+    let host = |host: &str| {
+        !host.is_empty() && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-.:[]_".contains(&byte))
+    };
+    match text.split_once('=') {
+        Some((registry, mirror)) if host(registry) && host(mirror) => Ok(text.to_owned()),
+        _ => Err("write it like docker.io=mirror.example:5000, hosts without a scheme or a path".to_owned()),
+    }
 }
 
 /// A network of IPv4 addresses.

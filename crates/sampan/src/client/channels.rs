@@ -67,20 +67,29 @@ pub(crate) struct Channels {
 impl Client {
     /// Opens an exec or attach: a GET of this path, upgraded.
     pub(crate) async fn channels(&self, path: &str) -> Result<Channels, ClientError> {
+        Ok(Channels { socket: self.websocket(path, PROTOCOL).await? })
+    }
+
+    /// Opens a WebSocket that speaks this protocol.
+    pub(crate) async fn websocket(
+        &self,
+        path: &str,
+        protocol: &'static str,
+    ) -> Result<WebSocketStream<TokioIo<Upgraded>>, ClientError> {
         let key = generate_key();
         let request = head(Method::GET, path)
             .header(header::CONNECTION, "Upgrade")
             .header(header::UPGRADE, "websocket")
             .header(header::SEC_WEBSOCKET_VERSION, "13")
             .header(header::SEC_WEBSOCKET_KEY, &key)
-            .header(header::SEC_WEBSOCKET_PROTOCOL, PROTOCOL)
+            .header(header::SEC_WEBSOCKET_PROTOCOL, protocol)
             .body(whole(Bytes::new()))
             .map_err(|error| ClientError::Unexpected(error.to_string()))?;
         let response = self.send(request).await?;
         let accepted = response.headers().get(header::SEC_WEBSOCKET_ACCEPT).map(HeaderValue::as_bytes);
         if response.status() != StatusCode::SWITCHING_PROTOCOLS
             || accepted != Some(derive_accept_key(key.as_bytes()).as_bytes())
-            || response.headers().get(header::SEC_WEBSOCKET_PROTOCOL) != Some(&HeaderValue::from_static(PROTOCOL))
+            || response.headers().get(header::SEC_WEBSOCKET_PROTOCOL) != Some(&HeaderValue::from_static(protocol))
         {
             return Err(ClientError::Unexpected(format!("no WebSocket stream but {}", response.status())));
         }
@@ -88,8 +97,7 @@ impl Client {
         let mut config = WebSocketConfig::default();
         config.max_message_size = Some(MESSAGE_BYTES_MAX);
         config.max_frame_size = Some(MESSAGE_BYTES_MAX);
-        let socket = WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Client, Some(config)).await;
-        Ok(Channels { socket })
+        Ok(WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Client, Some(config)).await)
     }
 }
 

@@ -7,9 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use rustix::process::{Signal, set_parent_process_death_signal};
+use rustix::process::set_parent_process_death_signal;
 use sampan_apiserver::{ApiServer, ServerConfig, TlsConfig};
 use sampan_controllers::{Scheduler, cleanup};
+use sampan_image::publish::CacheLocation;
 use sampan_image::{ImageError, ImageStore, ImageStoreConfig};
 use sampan_kit::quantity::Quantity;
 use sampan_network::{Network, NetworkConfig};
@@ -18,12 +19,13 @@ use sampan_registry::RegistryConfig;
 use sampan_runtime::{Runtime, RuntimeConfig};
 use sampan_sandbox::{ProcessSandboxes, SandboxConfig};
 use sampan_store::Store;
+use sampan_sys::keeper::DescriptorKeeper;
 use sampan_sys::mount::{self, MountRoom};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use super::descriptor;
-use crate::cli::serve::{InternalArgs, Listen, ServeArgs};
+use crate::cli::serve::{InternalArgs, Listen, ServeArgs, ServeRole};
 
 /// How long a killed supervisor's daemon may take to stop, and how often is looked.
 const PREDECESSOR_STOP_MAX: Duration = Duration::from_secs(20);
@@ -31,8 +33,11 @@ const PREDECESSOR_PAUSE: Duration = Duration::from_millis(100);
 
 /// Runs until SIGTERM, or until the supervisor dies.
 pub(crate) fn run(args: &InternalArgs) -> anyhow::Result<()> {
-    set_parent_process_death_signal(Some(Signal::TERM)).context("the daemon cannot be bound to its supervisor")?;
+    set_parent_process_death_signal(Some(rustix::process::Signal::TERM))
+        .context("the daemon cannot be bound to its supervisor")?;
     let ready = descriptor(args, "ready")?;
+    let keeper = DescriptorKeeper::open(descriptor(args, "keeper")?)
+        .context("the daemon cannot take over what the supervisor holds for it")?;
     mount::enter_private_namespace().context("the daemon cannot have mounts of its own")?;
     let filter = EnvFilter::try_from_env("SAMPAN_LOG").unwrap_or_else(|_unset| EnvFilter::new("info"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
@@ -40,25 +45,34 @@ pub(crate) fn run(args: &InternalArgs) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("the daemon cannot start its threads")?;
-    let outcome = runtime.block_on(serve(&args.serve, ready));
+    // A copy stays until the very end: the supervisor takes a closed one for the daemon's death.
+    let outcome = runtime.block_on(serve(&args.serve, ready, keeper.clone()));
     runtime.shutdown_background();
     outcome
 }
 
-async fn serve(args: &ServeArgs, ready: std::os::fd::OwnedFd) -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate()).context("the daemon cannot listen for signals")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("the daemon cannot listen for signals")?;
-    let store = Store::open(&args.data_dir.join("store.db")).context("serve: the object store cannot be opened")?;
+async fn serve(args: &ServeArgs, ready: std::os::fd::OwnedFd, keeper: DescriptorKeeper) -> anyhow::Result<()> {
+    let mut stops = Stops::listen().context("the daemon cannot listen for signals")?;
     let mount_room = mount_room(args)?;
-    let images = open_images(image_config(args, mount_room.clone())?).await?;
+    let images = open_images(image_config(args, mount_room.clone(), keeper)?).await?;
     let network = Network::open(network_config(args)?).await.context("serve: the network cannot be set up")?;
     for obstacle in network.obstacles().await.context("serve: the host's firewall cannot be looked at")? {
         tracing::warn!(%obstacle, "another firewall of this host drops what instances send");
     }
     let sandboxes = SandboxConfig { run_dir: args.run_dir.clone(), instance: args.instance.clone() };
     let sandboxes = ProcessSandboxes::open(sandboxes).await.context("serve: sandboxes cannot be made")?;
-    let runtime = Runtime::open(RuntimeConfig { data_dir: args.data_dir.clone(), mount_room }, sandboxes, network)
-        .context("serve: the runtime cannot be opened")?;
+    let runtime = Runtime::open(
+        RuntimeConfig { data_dir: args.data_dir.clone(), mount_room, pool_size: args.sandbox_pool },
+        sandboxes,
+        network,
+    )
+    .context("serve: the runtime cannot be opened")?;
+    let runtime = Arc::new(runtime);
+    if args.role == ServeRole::Cri {
+        return super::cri::serve_alone(args, ready, stops, runtime, images).await;
+    }
+    let store = Store::open(&args.data_dir.join("store.db")).context("serve: the object store cannot be opened")?;
+    let cri = super::cri::start(args, &runtime, &images).await?;
     let node_config = NodeConfig { name: None, data_dir: args.data_dir.clone() };
     let node = Node::open(&node_config, store.clone(), runtime, images.clone())
         .await
@@ -81,19 +95,41 @@ async fn serve(args: &ServeArgs, ready: std::os::fd::OwnedFd) -> anyhow::Result<
     });
     rustix::io::write(&ready, b"+").context("the supervisor cannot be told")?;
     let outcome = tokio::select! {
-        _ = terminate.recv() => Ok(()),
-        _ = interrupt.recv() => Ok(()),
+        () = stops.next() => Ok(()),
         ended = work.join_next() => match ended {
             Some(Ok(result)) => result,
             Some(Err(panic)) => Err(panic).context("a part of the daemon broke"),
             None => Ok(()),
         },
     };
+    if let Some(cri) = cri {
+        cri.stop().await;
+    }
     api.stop().await;
     work.shutdown().await;
     node.close().await.context("serve: the host cannot be left clean; the next start tries again")?;
     images.close().await;
     outcome
+}
+
+/// The signals that ask the daemon to stop.
+pub(super) struct Stops {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Stops {
+    fn listen() -> std::io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    /// Waits for one of them.
+    pub(super) async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
 }
 
 fn server_config(args: &ServeArgs) -> ServerConfig {
@@ -135,15 +171,29 @@ async fn open_images(config: ImageStoreConfig) -> anyhow::Result<ImageStore> {
     }
 }
 
-fn image_config(args: &ServeArgs, mount_room: Option<Arc<MountRoom>>) -> anyhow::Result<ImageStoreConfig> {
+fn image_config(
+    args: &ServeArgs,
+    mount_room: Option<Arc<MountRoom>>,
+    keeper: DescriptorKeeper,
+) -> anyhow::Result<ImageStoreConfig> {
     let mut registry = RegistryConfig::from_environment();
     registry.insecure.extend(args.insecure_registry.iter().cloned());
+    for (host, mirror) in args.registry_mirror.iter().filter_map(|text| text.split_once('=')) {
+        registry.mirrors.entry(host.to_owned()).or_default().push(mirror.to_owned());
+    }
     let mut config = ImageStoreConfig::new(&args.data_dir, registry);
     config.mount_room = mount_room;
+    config.keeper = Some(keeper);
+    let cache = args.index_cache.as_deref().map(str::parse::<CacheLocation>).transpose();
+    config.index_cache = cache.map_err(anyhow::Error::msg).context("--index-cache")?;
     if let Some(text) = &args.image_size_max {
         config.layer_bytes_max =
             u64::try_from(Quantity::parse(text)?.units()).context("--image-size-max: is negative")?;
     }
+    let bytes = |text: &String| anyhow::Ok(u64::try_from(Quantity::parse(text)?.units())?);
+    config.cache_bytes_max = args.image_cache_max.as_ref().map(bytes).transpose().context("--image-cache-max")?;
+    let bandwidth = args.image_bandwidth.as_ref().map(bytes).transpose();
+    config.background_bytes_per_second = bandwidth.context("--image-bandwidth")?;
     Ok(config)
 }
 
