@@ -23,6 +23,7 @@
 //!   mount, and must [`ensure`](ImageStore::ensure) it again after a restart of the service.
 //! - **Cancellation.** Dropping the future of `ensure` ends its transfers unless another pull waits for the same layers.
 
+mod access;
 mod catalog;
 mod counters;
 mod kept;
@@ -189,6 +190,7 @@ struct Inner {
     publications: Publications,
     mounts: Mutex<HashMap<Digest, KeptMount>>,
     sealing: seal::Sealing,
+    accepted: access::Accepted,
     boot_id: String,
     /// Numbers for names in `incoming`.
     next_name: std::sync::atomic::AtomicU64,
@@ -216,7 +218,9 @@ impl ImageStore {
         policy: PullPolicy,
         progress: ProgressSender,
     ) -> Result<Arc<Image>, ImageError> {
-        self.ensure_as(reference, policy, Credentials::host(), progress).await
+        let image = self.find_or_fetch(reference, policy, Wanted::Startable, Credentials::host(), progress).await?;
+        self.inner.note_use(&image);
+        Ok(image)
     }
 
     /// The same, and waits until all of it is here. An image that is mounted already is hurried.
@@ -280,7 +284,8 @@ impl ImageStore {
         self.inner.lazy.events().subscribe()
     }
 
-    /// The same, with these logins instead of the machine's own.
+    /// The same for a tenant, with these logins instead of the machine's own. An image that was pulled with somebody's login is
+    /// given only to those whose logins its registry accepts.
     pub async fn ensure_as(
         &self,
         reference: &str,
@@ -288,7 +293,9 @@ impl ImageStore {
         credentials: Credentials,
         progress: ProgressSender,
     ) -> Result<Arc<Image>, ImageError> {
-        let image = self.find_or_fetch(reference, policy, Wanted::Startable, credentials, progress).await?;
+        let fetched = self.find_or_fetch(reference, policy, Wanted::Startable, credentials.clone(), progress);
+        let image = fetched.await?;
+        self.inner.check_access(&image, reference, &credentials).await?;
         self.inner.note_use(&image);
         Ok(image)
     }
@@ -329,6 +336,7 @@ impl ImageStore {
 
     /// Waits until all that was pulled is on the disk, for an orderly end. Not needed for correctness.
     pub async fn close(self) {
+        self.inner.lazy.leave();
         let inner = self.inner.clone();
         let sealed = blocking("the end", move || {
             inner.sealing.finish();

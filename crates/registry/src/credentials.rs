@@ -12,9 +12,10 @@ use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use sampan_oci::reference::DOCKER_HUB;
+use sampan_oci::reference::{DOCKER_HUB, Reference};
 use serde::Deserialize;
 
+use crate::error::FetchError;
 use crate::limits;
 
 mod program;
@@ -103,6 +104,18 @@ impl Credentials {
     #[must_use]
     pub fn or_host(self) -> Self {
         Self { host_files: true, ..self }
+    }
+
+    /// Whether nothing but this machine's own files is used: whoever asks brings no login.
+    #[must_use]
+    pub fn brings_none(&self) -> bool {
+        self.login.is_none() && self.secrets.is_empty()
+    }
+
+    /// The login that the caller gave for an image's own registry.
+    pub fn given_login(&self, reference: &Reference) -> Result<Option<Login>, FetchError> {
+        let given = self.find_given(reference.registry(), reference.repository(), true);
+        given.map_err(|source| FetchError::Credentials { image: reference.to_string(), source: Box::new(source) })
     }
 
     pub(crate) fn uses_host_files(&self) -> bool {

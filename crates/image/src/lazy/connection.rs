@@ -5,12 +5,12 @@
 //! back, makes every file known again under its old number, and has the kernel ask again for whatever the old one had read and
 //! not answered. Readers notice a pause.
 //!
-//! - **Order.** [`LazyFiles::open`], then [`LazyFiles::add`] for every file that [`LazyFiles::survivors`] names and for others
-//!   as they come, then [`LazyFiles::resume`] once.
+//! - **Order.** [`LazyFiles::open`], then [`LazyFiles::add`] for every file that the service before has served, then [`LazyFiles::resume`] once. Devices are touched only then: a killed service may have left one locked,
+//!   until the reads are answered that it waited for.
 //! - **Identity.** A file's number is its node number, its name and what the kernel asks by: it must be the same before and
 //!   after a restart, and unique below one store's directory.
 //! - **When nothing survived** (the supervisor died too, or somebody cut the connection) a new one is made, and
-//!   [`super::device::LazyDevice::attach`] moves the loop devices that are left to it.
+//!   [`super::device::mend_devices`] moves the loop devices that are left to it.
 
 mod error;
 #[cfg(test)]
@@ -29,6 +29,7 @@ use std::thread::JoinHandle;
 use sampan_sys::fuse::protocol::{self, InitAnswer, Operation, features};
 use sampan_sys::fuse::{self, FuseMount};
 use sampan_sys::keeper::DescriptorKeeper;
+#[cfg(test)]
 use sampan_sys::loop_device;
 use sampan_sys::socket::DESCRIPTORS_MAX;
 
@@ -141,11 +142,13 @@ impl LazyFiles {
     }
 
     /// Requests that an earlier service read, and that this one was asked again.
+    #[cfg(test)]
     pub(crate) fn resent(&self) -> u64 {
         self.directory.resent()
     }
 
     /// Numbers of files that loop devices read, of this service or of one before it; each once.
+    #[cfg(test)]
     pub(crate) fn survivors(&self) -> Result<Vec<u64>, FuseError> {
         let files = loop_device::backing_files().map_err(FuseError::device("look for the"))?;
         let number = |path: &PathBuf| self.directory.number(path.to_str()?.trim_start_matches('/'));

@@ -32,16 +32,9 @@ pub(crate) struct LazyDevice {
 
 impl LazyDevice {
     /// The device of this number: one that is left from an earlier service, or a new one. `file` is what
-    /// [`LazyFiles::add`] opened.
-    ///
-    /// Devices that are left from a connection that is no more are moved to `file` first, all of them.
+    /// [`LazyFiles::add`] opened. To be called after [`LazyFiles::resume`].
     pub(crate) fn attach(files: &LazyFiles, number: u64, file: &File) -> Result<Self, FuseError> {
         let survivors = survivors(files, number)?;
-        if !files.is_inherited() {
-            for device in &survivors {
-                device.change_backing(file.as_fd()).map_err(FuseError::device("mend the"))?;
-            }
-        }
         if let Some(device) = survivors.into_iter().next() {
             return Ok(Self { device });
         }
@@ -55,11 +48,18 @@ impl LazyDevice {
     pub(crate) fn path(&self) -> &Path {
         self.device.path()
     }
+}
 
-    /// The device itself.
-    pub(crate) fn device(&self) -> &LoopDevice {
-        &self.device
+/// Moves what is left from a connection that is no more to the file of this number over the new one; nothing is to be done where
+/// the connection is the earlier service's. To be called once, after [`LazyFiles::resume`].
+pub(crate) fn mend_devices(files: &LazyFiles, number: u64, file: &File) -> Result<(), FuseError> {
+    if files.is_inherited() {
+        return Ok(());
     }
+    for device in survivors(files, number)? {
+        device.change_backing(file.as_fd()).map_err(FuseError::device("mend the"))?;
+    }
+    Ok(())
 }
 
 /// Puts the complete blob `local`, of the same size, behind every device of this number, this service's and those left from

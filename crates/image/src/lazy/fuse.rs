@@ -107,6 +107,7 @@ impl Directory {
     }
 
     /// Requests that were taken over from a service that did not answer them.
+    #[cfg(test)]
     pub(super) fn resent(&self) -> u64 {
         self.resent.load(Ordering::Relaxed)
     }

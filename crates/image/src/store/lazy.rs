@@ -125,6 +125,13 @@ impl Lazy {
         self.files.is_some()
     }
 
+    /// Leaves readers who wait to the next service.
+    pub(super) fn leave(&self) {
+        if let Some(files) = &self.files {
+            files.close();
+        }
+    }
+
     fn layers(&self) -> MutexGuard<'_, HashMap<Digest, Arc<Served>>> {
         self.layers.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,5 +1,6 @@
 //! Opening the store: the lock, what a crash left behind, and which records can be believed.
 
+use super::access::Accepted;
 use super::catalog::Catalog;
 use super::layers::Layers;
 use super::lazy::{self, Lazy, Opening};
@@ -59,6 +60,7 @@ pub(super) fn open(mut config: ImageStoreConfig) -> Result<Inner, ImageError> {
         publications,
         mounts: Mutex::default(),
         sealing: Sealing::default(),
+        accepted: Accepted::default(),
         boot_id,
         next_name: 0.into(),
         _lock: lock,

@@ -53,6 +53,7 @@ pub(super) async fn pull(
     progress: ProgressSender,
 ) -> Result<Arc<Image>, ImageError> {
     let resolved = inner.client.resolve(&origin, &inner.config.platform).await?;
+    inner.note_access(&origin)?;
     let id = resolved.manifest.config.digest;
     let tag = Tag { reference: name.clone(), source_digest: resolved.digest, since: jiff::Timestamp::now() };
     if inner.catalog().has_image(&id) {
@@ -72,9 +73,9 @@ pub(super) async fn pull(
     let lazily = if wanted == Wanted::Startable { begin_lazily(inner, &origin, &resolved).await? } else { Vec::new() };
     fetch_layers(inner, &origin, &name, &resolved.manifest, &diff_ids, wanted, &progress).await?;
     let image = {
-        let inner = inner.clone();
+        let (inner, guarded) = (inner.clone(), !origin.credentials.brings_none());
         blocking("the image", move || {
-            let image = assemble(&inner, &name, resolved, tag);
+            let image = assemble(&inner, &name, resolved, tag, guarded);
             drop(pins);
             image
         })
@@ -202,9 +203,9 @@ async fn follow(
 }
 
 /// Merges the layers, writes the metadata and the record. What it wrote is gone again if it fails.
-fn assemble(inner: &Inner, name: &str, resolved: Resolved, tag: Tag) -> Result<Arc<Image>, ImageError> {
+fn assemble(inner: &Inner, name: &str, resolved: Resolved, tag: Tag, guarded: bool) -> Result<Arc<Image>, ImageError> {
     let id = resolved.manifest.config.digest;
-    let image = write_image(inner, name, resolved, tag);
+    let image = write_image(inner, name, resolved, tag, guarded);
     let catalog = inner.catalog();
     if image.is_err() && !catalog.has_image(&id) {
         inner.paths.remove(&inner.paths.metadata(&id))?;
@@ -212,7 +213,13 @@ fn assemble(inner: &Inner, name: &str, resolved: Resolved, tag: Tag) -> Result<A
     image
 }
 
-fn write_image(inner: &Inner, name: &str, resolved: Resolved, tag: Tag) -> Result<Arc<Image>, ImageError> {
+fn write_image(
+    inner: &Inner,
+    name: &str,
+    resolved: Resolved,
+    tag: Tag,
+    guarded: bool,
+) -> Result<Arc<Image>, ImageError> {
     let diff_ids = &resolved.config.rootfs.diff_ids;
     let trees = read_trees(inner, name, diff_ids)?;
     let layers: Vec<&LayerTree> = diff_ids.iter().filter_map(|diff_id| trees.get(diff_id)).collect();
@@ -243,6 +250,7 @@ fn write_image(inner: &Inner, name: &str, resolved: Resolved, tag: Tag) -> Resul
         devices: device_layers.iter().filter_map(|layer| diff_ids.get(*layer).copied()).collect(),
         metadata_bytes: metadata.len() as u64,
         acls: has_acls(&tree),
+        guarded,
         pulled_at: jiff::Timestamp::now(),
         unsealed_boot: Some(inner.boot_id.clone()),
     };

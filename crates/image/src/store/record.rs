@@ -30,6 +30,9 @@ pub(super) struct Record {
     /// Whether any file has a POSIX ACL, so that the mount must know them; assumed of records that do not say.
     #[serde(default = "unless_said")]
     pub(super) acls: bool,
+    /// It was pulled with a login that somebody brought; see `access`.
+    #[serde(default)]
+    pub(super) guarded: bool,
     pub(super) pulled_at: jiff::Timestamp,
     /// The boot in which the files were written, until they are known to be on the disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]

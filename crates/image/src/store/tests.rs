@@ -1,5 +1,6 @@
 //! The store with images from layouts: its life, its death, and what bad images leave behind.
 
+mod access;
 mod disk;
 mod lazy;
 

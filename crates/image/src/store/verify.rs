@@ -1,7 +1,8 @@
 //! Looking whether what lies on the disk is still what was pulled, and fetching anew what is not.
 //!
 //! The chunk digests of a layer's index, which its own checksum vouches for, are held against the blob. A damaged layer is
-//! pulled again beside the old one, takes its place, and loop devices of live mounts are moved to it.
+//! pulled again beside the old one, and what differs is written over the damage: the file stays the same one, so that live
+//! mounts read the right bytes again.
 
 use super::layers::Layers;
 use super::paths::rename;
@@ -10,16 +11,16 @@ use super::{Image, ImageStore, Inner, ProgressSender, blocking, pull};
 use crate::error::ImageError;
 use crate::index::StreamLayout;
 use crate::lazy::blob_map::BlobMap;
+use crate::limits::BUFFER_BYTES;
 use crate::tree::CHUNK_BYTES;
 use sampan_kit::error_chain::ErrorChain;
 use sampan_oci::digest::Digest;
 use sampan_registry::Credentials;
-use sampan_sys::loop_device::{self, LoopDevice};
 use serde::Serialize;
 use std::fs::File;
-use std::os::fd::AsFd;
+use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// What was found of one layer.
@@ -43,8 +44,8 @@ pub enum Verdict {
 }
 
 impl ImageStore {
-    /// Reads all of an image that is here against its digests, and fetches again what is damaged. Running instances go on with
-    /// the mended layer.
+    /// Reads all of an image that is here against its digests, and fetches again what is damaged. Running instances read
+    /// the right bytes again, but for pages that the kernel has in its memory.
     pub async fn verify(&self, reference: &str) -> Result<Vec<VerifiedLayer>, ImageError> {
         let unknown = || ImageError::Unknown { reference: reference.to_owned() };
         let image = self.find(reference).ok_or_else(unknown)?;
@@ -103,9 +104,7 @@ impl ImageStore {
 /// A damaged layer while another is fetched.
 struct Aside {
     diff_id: Digest,
-    blob: std::path::PathBuf,
-    /// What reads it, in live mounts.
-    devices: Vec<LoopDevice>,
+    blob: PathBuf,
 }
 
 impl Inner {
@@ -126,28 +125,38 @@ impl Inner {
     }
 
     fn put_aside(&self, diff_id: &Digest) -> Result<Aside, ImageError> {
-        let path = self.paths.blob(diff_id);
-        let devices =
-            loop_device::find(|backing| backing == path).map_err(ImageError::file("look for users of", &path))?;
         let blob = self.incoming();
-        rename(&path, &blob)?;
-        Ok(Aside { diff_id: *diff_id, blob, devices })
+        rename(&self.paths.blob(diff_id), &blob)?;
+        Ok(Aside { diff_id: *diff_id, blob })
     }
 
-    /// Moves what read the damaged layer to the new one; where there is none, the damaged one is better than nothing.
+    /// Makes the damaged file like the new one, and puts it back into its place. Without a new one it goes back as it is: that
+    /// is better than nothing.
     fn put_back(&self, aside: Aside) -> Result<(), ImageError> {
         let path = self.paths.blob(&aside.diff_id);
-        if !path.is_file() {
-            return rename(&aside.blob, &path);
+        if path.is_file() {
+            overwrite(&path, &aside.blob).map_err(ImageError::file("mend", &aside.blob))?;
         }
-        let failed = ImageError::file;
-        let blob = File::open(&path).map_err(failed("open", &path))?;
-        for device in aside.devices {
-            device.change_backing(blob.as_fd()).map_err(failed("give to its users", &path))?;
-        }
-        self.paths.remove(&aside.blob)?;
-        Ok(())
+        rename(&aside.blob, &path)
     }
+}
+
+/// Writes what differs in `good` over `damaged`, and has it synced: it was sealed once.
+fn overwrite(good: &Path, damaged: &Path) -> io::Result<()> {
+    let (good, damaged) = (File::open(good)?, File::options().read(true).write(true).open(damaged)?);
+    let bytes = good.metadata()?.len();
+    damaged.set_len(bytes)?;
+    let (mut right, mut wrong) = (vec![0; BUFFER_BYTES], vec![0; BUFFER_BYTES]);
+    for at in (0..bytes).step_by(BUFFER_BYTES) {
+        let length = (bytes - at).min(BUFFER_BYTES as u64) as usize;
+        let (right, wrong) = (&mut right[..length], &mut wrong[..length]);
+        good.read_exact_at(right, at)?;
+        // What cannot be read is damaged, too.
+        if damaged.read_exact_at(wrong, at).is_err() || right != wrong {
+            damaged.write_all_at(right, at)?;
+        }
+    }
+    damaged.sync_all()
 }
 
 /// What is wrong with a layer, if anything is.

@@ -25,7 +25,14 @@ pub(crate) enum Fault {
     Corrupt,
     /// Bodies end after so many bytes.
     Cut(usize),
+    /// Nothing is given without [`LOGIN`].
+    Login,
 }
+
+/// User and password.
+pub(crate) const LOGIN: (&str, &str) = ("user", "password");
+/// The same as HTTP's basic authentication has it.
+const BASIC: &str = "Basic dXNlcjpwYXNzd29yZA==";
 
 pub(crate) struct Registry {
     pub(crate) address: SocketAddr,
@@ -128,7 +135,7 @@ impl Registry {
 async fn serve(stream: TcpStream, shared: &Shared) -> std::io::Result<()> {
     let mut stream = BufReader::new(stream);
     loop {
-        let (mut first, mut range) = (String::new(), None);
+        let (mut first, mut range, mut is_known) = (String::new(), None, false);
         loop {
             let mut line = String::new();
             if stream.read_line(&mut line).await? == 0 {
@@ -137,13 +144,21 @@ async fn serve(stream: TcpStream, shared: &Shared) -> std::io::Result<()> {
             match line.trim_end() {
                 "" => break,
                 line if first.is_empty() => first = line.to_owned(),
-                line => range = asked_range(line).or(range),
+                line => {
+                    range = asked_range(line).or(range);
+                    is_known |= line.split_once(':').is_some_and(|(_, value)| value.trim() == BASIC);
+                }
             }
         }
         let mut words = first.split(' ');
         let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
         shared.requests.fetch_add(1, Ordering::Relaxed);
-        let (head, body, cut) = answer(shared, path, range);
+        let (head, body, cut) = if !is_known && *shared.fault.lock().unwrap() == Fault::Login {
+            let head = "HTTP/1.1 401 X\r\nWWW-Authenticate: Basic realm=\"x\"\r\nContent-Length: 0\r\n\r\n";
+            (head.to_owned(), Vec::new(), None)
+        } else {
+            answer(shared, path, range)
+        };
         stream.write_all(head.as_bytes()).await?;
         if method == "GET" {
             let sent = cut.map_or(&body[..], |cut| &body[..body.len().min(cut)]);

@@ -123,6 +123,31 @@ fn killed_readers_go_at_once() {
     stuck.fail_all();
 }
 
+/// Moving a device waits for reads that the killed server had to answer; its successor answers them, and both go on.
+#[test]
+fn a_server_killed_while_it_moves_a_device_holds_nobody_up() {
+    const BYTES: u64 = 1 << 20;
+    let (root, mut kept) = (tempfile::tempdir().expect("a folder"), KeptDescriptors::default());
+    drop(stage::local_copy(11, BYTES, root.path()));
+    let mut stuck = server::Server::start_stuck(&kept, root.path(), BYTES, &root.path().join("local"));
+    let stage = Stage::over(&stuck.device(root.path()), 11, BYTES, root.path());
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            let mut bytes = vec![0; 8192];
+            stage.file.read_exact_at(&mut bytes, 4096).map(|()| bytes)
+        });
+        stuck.wait_until_stuck();
+        stuck.kill_stuck(&mut kept);
+        assert!(!reader.is_finished());
+        let mut next = server::Server::start(&kept, root.path(), BYTES);
+        assert!(next.was_asked_again());
+        assert!(reader.join().expect("no panic").expect("read") == expected(11, 4096, 8192));
+        stuck.wait_until_gone();
+        stage.check_whole(11, BYTES);
+        next.kill(&mut kept);
+    });
+}
+
 /// Eight readers compare everything while the server is killed again and again; then everybody who holds the connection is,
 /// and a new one takes over; then the file is complete.
 #[test]

@@ -4,6 +4,8 @@ use super::super::Inner;
 use super::{Lazy, Served, open_index, remove_folder};
 use crate::error::ImageError;
 use crate::lazy::compressed::CompressedCache;
+use crate::lazy::connection::LazyFiles;
+use crate::lazy::device::mend_devices;
 use crate::lazy::layer::{LayerParts, LazyLayer};
 use crate::lazy::pages::PageCache;
 use crate::lazy::records::{FileRecords, RefoundRecords};
@@ -14,6 +16,7 @@ use crate::store::ImageStoreConfig;
 use crate::store::paths::Paths;
 use crate::store::registry::{Client, Origin};
 use sampan_kit::error_chain::ErrorChain;
+use sampan_oci::digest::Digest;
 use sampan_registry::Credentials;
 use std::fs::File;
 use std::path::Path;
@@ -31,11 +34,12 @@ pub(crate) struct Opening<'a> {
 /// Serves again what is found below `lazy/`, then has the kernel ask again for what nobody answered. What cannot be served is
 /// removed; images that need it are then not whole, and dropped.
 pub(crate) fn adopt(lazy: &Lazy, store: &Opening<'_>) -> Result<(), ImageError> {
+    let mut all = Vec::new();
     for directory in super::super::open::files(&store.paths.lazy)? {
         let adopted = adopt_one(lazy, store, &directory);
         match adopted {
-            Ok(true) => {}
-            Ok(false) => remove_folder(&directory),
+            Ok(Some(served)) => all.push(served),
+            Ok(None) => remove_folder(&directory),
             Err(error) => {
                 let error = ErrorChain(&error);
                 tracing::warn!(path = %directory.display(), %error, "a layer on its way cannot be taken up again");
@@ -43,19 +47,43 @@ pub(crate) fn adopt(lazy: &Lazy, store: &Opening<'_>) -> Result<(), ImageError> 
             }
         }
     }
-    if let Some(files) = &lazy.files {
-        files.resume().map_err(|source| ImageError::Lazy { source: source.into() })?;
+    let Some(files) = &lazy.files else { return Ok(()) };
+    files.resume().map_err(|source| ImageError::Lazy { source: source.into() })?;
+    // Only now may devices be touched: one may be locked until its readers have their answers.
+    for served in all {
+        if let Err(error) = settle(lazy, files, store.paths, &served) {
+            let error = ErrorChain(&error);
+            tracing::error!(layer = %served.diff_id, %error, "the devices of a layer on its way cannot be taken up again");
+        }
     }
     Ok(())
 }
 
-/// Whether the folder stays.
-fn adopt_one(lazy: &Lazy, store: &Opening<'_>, directory: &Path) -> Result<bool, ImageError> {
+/// Moves what still reads a layer that is complete to its blob, and what is left from a connection that is no more to this one.
+fn settle(lazy: &Lazy, files: &LazyFiles, paths: &Paths, served: &Served) -> Result<(), ImageError> {
+    if let Some(blob) = whole(paths, &served.diff_id)? {
+        return lazy.switch(served, blob);
+    }
+    let Some(file) = &served.file else { return Ok(()) };
+    mend_devices(files, served.layer.number, file).map_err(|source| ImageError::Lazy { source: source.into() })
+}
+
+/// The blob of a layer whose service was killed between the blob's rename and the end of its devices' move: the blob counts.
+fn whole(paths: &Paths, diff_id: &Digest) -> Result<Option<File>, ImageError> {
+    let path = paths.blob(diff_id);
+    if !path.is_file() || !paths.index(diff_id).is_file() {
+        return Ok(None);
+    }
+    File::open(&path).map(Some).map_err(ImageError::file("open", &path))
+}
+
+/// `None` for a folder that is not to stay.
+fn adopt_one(lazy: &Lazy, store: &Opening<'_>, directory: &Path) -> Result<Option<Arc<Served>>, ImageError> {
     let paths = store.paths;
     let state = LayerState::read(directory, store.boot_id);
-    let (Some(state), true) = (state, lazy.is_possible()) else { return Ok(false) };
+    let (Some(state), true) = (state, lazy.is_possible()) else { return Ok(None) };
     // Known by the image's name, fetched with this machine's logins until somebody comes with others.
-    let Ok(source) = state.source.parse() else { return Ok(false) };
+    let Ok(source) = state.source.parse() else { return Ok(None) };
     let origin = Origin { source, credentials: Credentials::host() };
     let failed = ImageError::file;
     let (index, front_end, file) = open_index(&directory.join(INDEX))?;
@@ -65,7 +93,7 @@ fn adopt_one(lazy: &Lazy, store: &Opening<'_>, directory: &Path) -> Result<bool,
         CompressedCache::open(directory, index.layer_bytes).map_err(failed("open the cache in", directory))?;
     let records: Arc<dyn RecordSource> = match (state.published_front_end, &store.config.index_source) {
         (None, _) => Arc::new(FileRecords(file)),
-        (Some(_), None) => return Ok(false),
+        (Some(_), None) => return Ok(None),
         (Some(_), Some(index_source)) => Arc::new(RefoundRecords {
             client: store.client.clone(),
             origin: origin.clone(),
@@ -88,18 +116,10 @@ fn adopt_one(lazy: &Lazy, store: &Opening<'_>, directory: &Path) -> Result<bool,
         compressed,
     };
     let served = lazy.serve(LazyLayer::new(parts, lazy.around.clone()))?;
-    // Killed between the blob's rename and the end of its devices' move: the blob counts.
-    if paths.blob(&state.diff_id).is_file() && paths.index(&state.diff_id).is_file() {
-        finish_move(lazy, paths, &served)?;
+    if let Some(blob) = whole(paths, &state.diff_id)? {
+        served.layer.finish(blob);
     }
-    Ok(true)
-}
-
-/// Moves what still reads a layer that is complete to its blob.
-fn finish_move(lazy: &Lazy, paths: &Paths, served: &Served) -> Result<(), ImageError> {
-    let path = paths.blob(&served.diff_id);
-    let blob = File::open(&path).map_err(ImageError::file("open", &path))?;
-    lazy.switch(served, blob)
+    Ok(Some(served))
 }
 
 impl Inner {

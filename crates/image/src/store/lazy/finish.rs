@@ -203,6 +203,8 @@ impl Inner {
                     if let Err(error) = super::mount::read_ahead_again(&self.paths.metadata(image)) {
                         tracing::debug!(%image, %error, "a mounted image reads nothing ahead");
                     }
+                    // Instances that begin later get a mount on the files themselves.
+                    self.mounts().remove(image);
                     seal::start(self, *image);
                 }
                 self.hold_mounts();

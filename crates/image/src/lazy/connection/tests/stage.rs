@@ -18,7 +18,7 @@ use sampan_sys::loop_device::{LoopDevice, LoopOptions};
 use sampan_sys::mount::FsContext;
 
 use super::super::LazyFiles;
-use crate::lazy::device::LazyDevice;
+use crate::lazy::device::{LazyDevice, mend_devices};
 use crate::lazy::partial_file::{Answer, PartialFile};
 
 /// What is fetched at a time.
@@ -164,9 +164,9 @@ impl PartialFile for Inner {
 /// Serves a pattern and attaches its device.
 pub(in crate::lazy) fn attach(files: &LazyFiles, pattern: &Pattern) -> LazyDevice {
     let file = files.add(pattern.number, &pattern.file()).expect("add");
-    let device = LazyDevice::attach(files, pattern.number, &file).expect("attach");
     files.resume().expect("resume");
-    device
+    mend_devices(files, pattern.number, &file).expect("mend");
+    LazyDevice::attach(files, pattern.number, &file).expect("attach")
 }
 
 /// An EROFS mount with one file, whose contents are one blob.
