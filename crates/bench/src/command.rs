@@ -15,8 +15,8 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::interrupt::{self, Interrupted};
 
-/// Nothing that is measured takes as long; who does hangs.
-const DEADLINE: Duration = Duration::from_secs(300);
+/// Nothing takes as long, not a large image on a slow link, nor converting it; who does hangs.
+const DEADLINE: Duration = Duration::from_secs(1800);
 
 /// Whether a signal of the user's ends the waiting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

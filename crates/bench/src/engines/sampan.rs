@@ -17,8 +17,9 @@ const START_DEADLINE: Duration = Duration::from_secs(30);
 
 /// The name that cgroups, interfaces and rules of the measured service begin with.
 const INSTANCE: &str = "spbench";
-/// Addresses that no other service of the machine is likely to use.
-const ADDRESSES: &str = "10.213.0.0/16";
+/// The second number of its addresses is from here on, by its process' id, so that it gets on with services beside it.
+const ADDRESSES_FROM: u32 = 210;
+const ADDRESSES_COUNT: u32 = 40;
 
 #[derive(Debug)]
 pub(crate) struct Sampan {
@@ -76,7 +77,8 @@ impl Sampan {
             .arg(self.folder.join("data"))
             .arg("--run-dir")
             .arg(self.folder.join("run"));
-        command.args(["--instance", INSTANCE, "--listen", "none", "--pod-cidr4", ADDRESSES]);
+        let addresses = format!("10.{}.0.0/16", ADDRESSES_FROM + std::process::id() % ADDRESSES_COUNT);
+        command.args(["--instance", INSTANCE, "--listen", "none", "--pod-cidr4", &addresses]);
         command.args(["--insecure-registry", &self.registry]);
         command.process_group(0).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         command.spawn().context("start sampan serve")
