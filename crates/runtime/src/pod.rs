@@ -21,8 +21,9 @@ use crate::journal::SandboxRow;
 use crate::limits::ID_RANGE_LENGTH;
 use crate::runtime::RuntimeError;
 use crate::timeline::Timeline;
+use crate::trash::Deferred;
 use crate::volume::{MountOrigin, PodUsers, VolumeConfig, Volumes};
-use crate::writable::{Disk, DiskFigures};
+use crate::writable::DiskFigures;
 pub use stream::ExecOutput;
 
 /// A pod, as the runtime needs to know it.
@@ -120,7 +121,7 @@ pub struct Pod {
 /// What is worked on by blocking calls.
 #[derive(Debug)]
 pub(crate) struct Parts {
-    pub(crate) disk: Disk,
+    pub(crate) disk: Deferred,
     pub(crate) volumes: Volumes,
 }
 

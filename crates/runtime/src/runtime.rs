@@ -30,10 +30,10 @@ use crate::limits::CREATE_DEADLINE;
 use crate::pod::{Owner, Parts, Pod, PodConfig};
 use crate::pool::{Kind, Pool};
 use crate::timeline::Timeline;
-use crate::trash::Trash;
+use crate::trash::{Deferred, Trash};
 use crate::volume::{VolumeError, Volumes};
 use crate::workshop::{Hull, Workshop};
-use crate::writable::{self, Disk, DiskError};
+use crate::writable::{self, DiskError};
 
 /// Why a pod or container could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -286,7 +286,7 @@ impl Runtime {
     async fn furnish(
         &self,
         config: &PodConfig,
-        disk: Disk,
+        disk: Deferred,
         owner: Owner,
         files: Vec<(&'static str, String)>,
     ) -> Result<Arc<Parts>, RuntimeError> {
@@ -376,7 +376,7 @@ impl Runtime {
         }
         let (image, room) = (workshop.disk_image(&row.id), workshop.config.mount_room.clone());
         let disk = tokio::task::spawn_blocking(move || writable::mount_image(&image, room.as_deref()));
-        let disk = disk.await.map_err(RuntimeError::panicked)??;
+        let disk = workshop.trash.deferred(disk.await.map_err(RuntimeError::panicked)??);
         let parts = self.furnish(&config, disk, Owner { root: sandbox.root_id() }, Vec::new()).await?;
         Ok(self.pod(row, config, sandbox, attachment, parts))
     }

@@ -1,10 +1,12 @@
-//! Folders on their way out.
+//! Disks and folders on their way out.
 //!
-//! Giving a disk image's blocks back takes milliseconds, and a hundred of them where the host's file system discards them on
-//! its disk at once. Nobody has to wait for that: a folder is renamed into the trash, from where one thread deletes it. What
-//! a killed daemon leaves there, the next one deletes first.
+//! Unmounting a disk and giving its image's blocks back takes milliseconds, and a hundred of them where the host's file
+//! system discards them on its own disk at once. Nobody has to wait for that: a folder is renamed into the trash, from where
+//! one thread deletes it, and the last mount of a disk is let go by the same thread ([`Deferred`]). What a killed daemon
+//! leaves in the trash, the next one deletes first.
 
 use std::io;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::sync::{Mutex, PoisonError};
@@ -12,12 +14,22 @@ use std::thread::JoinHandle;
 
 use crate::limits::TRASH_QUEUED_MAX;
 use crate::runtime::remove_folder;
+use crate::writable::Disk;
+
+#[derive(Debug)]
+enum Rubbish {
+    Folder(PathBuf),
+    Disk(Disk),
+    /// There is no more.
+    End,
+}
 
 /// The trash of one service.
 #[derive(Debug)]
 pub(crate) struct Trash {
     folder: PathBuf,
-    thread: Mutex<Option<(SyncSender<PathBuf>, JoinHandle<()>)>>,
+    queue: SyncSender<Rubbish>,
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Trash {
@@ -25,15 +37,17 @@ impl Trash {
     pub(crate) fn open(folder: PathBuf) -> io::Result<Self> {
         std::fs::create_dir_all(&folder)?;
         let left = std::fs::read_dir(&folder)?.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<PathBuf>>>()?;
-        let (queue, thrown) = sync_channel::<PathBuf>(TRASH_QUEUED_MAX);
+        let (queue, thrown) = sync_channel::<Rubbish>(TRASH_QUEUED_MAX);
         let thread = std::thread::Builder::new().name("trash".to_owned()).spawn(move || {
-            for path in left.into_iter().chain(thrown) {
-                if let Err(error) = remove_folder(&path) {
-                    tracing::warn!(path = %path.display(), %error, "a removed sandbox's folder stays until the next start");
+            for rubbish in left.into_iter().map(Rubbish::Folder).chain(thrown) {
+                match rubbish {
+                    Rubbish::Folder(path) => delete(&path),
+                    Rubbish::Disk(disk) => drop(disk),
+                    Rubbish::End => return,
                 }
             }
         })?;
-        Ok(Self { folder, thread: Mutex::new(Some((queue, thread))) })
+        Ok(Self { folder, queue, thread: Mutex::new(Some(thread)) })
     }
 
     /// Removes a folder: at once from where it was, a moment later from the disk. One that is not there is removed already.
@@ -44,21 +58,56 @@ impl Trash {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             result => result?,
         }
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
-        match thread.as_ref().map(|(queue, _)| queue.try_send(thrown.clone())) {
-            Some(Ok(())) => Ok(()),
+        match self.queue.try_send(Rubbish::Folder(thrown.clone())) {
+            Ok(()) => Ok(()),
             // More is thrown away than can be deleted: then whoever does has to wait.
-            Some(Err(TrySendError::Full(_) | TrySendError::Disconnected(_))) | None => remove_folder(&thrown),
+            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => remove_folder(&thrown),
         }
+    }
+
+    /// A disk whose last mount this trash lets go.
+    pub(crate) fn deferred(&self, disk: Disk) -> Deferred {
+        Deferred { disk: Some(disk), queue: self.queue.clone() }
     }
 
     /// Waits until it is empty; what is thrown later is deleted at once.
     pub(crate) fn close(&self) {
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some((queue, thread)) = thread {
-            drop(queue);
-            // That it panicked leaves work for the next start.
+        if let Some(thread) = thread {
+            // Either of them fails only when the thread has panicked, and that leaves work for the next start.
+            self.queue.send(Rubbish::End).ok();
             thread.join().ok();
+        }
+    }
+}
+
+fn delete(path: &Path) {
+    if let Err(error) = remove_folder(path) {
+        tracing::warn!(path = %path.display(), %error, "a removed sandbox's folder stays until the next start");
+    }
+}
+
+/// A disk that is let go by another thread.
+#[derive(Debug)]
+pub(crate) struct Deferred {
+    /// `None` only while it is dropped.
+    disk: Option<Disk>,
+    queue: SyncSender<Rubbish>,
+}
+
+impl Deref for Deferred {
+    type Target = Disk;
+
+    fn deref(&self) -> &Disk {
+        self.disk.as_ref().unwrap_or_else(|| unreachable!("a disk is there until it is dropped"))
+    }
+}
+
+impl Drop for Deferred {
+    fn drop(&mut self) {
+        if let Some(disk) = self.disk.take() {
+            // Where the trash is full or closed, it is let go here.
+            drop(self.queue.try_send(Rubbish::Disk(disk)));
         }
     }
 }

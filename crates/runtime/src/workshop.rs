@@ -13,8 +13,8 @@ use crate::limits::{DESTROY_DEADLINE, DISK_BYTES_DEFAULT};
 use crate::pod::PodConfig;
 use crate::runtime::{RuntimeConfig, RuntimeError, sandbox_id, within};
 use crate::timeline::Timeline;
-use crate::trash::Trash;
-use crate::writable::{self, Disk};
+use crate::trash::{Deferred, Trash};
+use crate::writable;
 
 /// What is worked with.
 #[derive(Debug)]
@@ -58,7 +58,7 @@ pub(crate) struct Hull {
     pub(crate) sandbox: ReadySandbox,
     /// `None` in the host's network.
     pub(crate) attachment: Option<Attachment>,
-    pub(crate) disk: Disk,
+    pub(crate) disk: Deferred,
 }
 
 impl Workshop {
@@ -104,7 +104,7 @@ impl Workshop {
         Ok(self.journal.end(id)?)
     }
 
-    async fn new_disk(&self, id: &str, bytes: u64) -> Result<Disk, RuntimeError> {
+    async fn new_disk(&self, id: &str, bytes: u64) -> Result<Deferred, RuntimeError> {
         let bytes = if bytes == 0 { DISK_BYTES_DEFAULT } else { bytes };
         let (folder, image) = (self.sandbox_folder(id), self.disk_image(id));
         let (templates, room) = (self.config.data_dir.join("templates"), self.config.mount_room.clone());
@@ -113,7 +113,7 @@ impl Workshop {
             writable::create_image(&templates, &image, bytes)?;
             Ok::<_, RuntimeError>(writable::mount_new_image(&image, room.as_deref())?)
         });
-        made.await.map_err(RuntimeError::panicked)?
+        Ok(self.trash.deferred(made.await.map_err(RuntimeError::panicked)??))
     }
 
     fn sandbox_folder(&self, id: &str) -> PathBuf {

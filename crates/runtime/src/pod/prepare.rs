@@ -12,6 +12,7 @@ use crate::container::ContainerConfig;
 use crate::rootfs::{self, Layers};
 use crate::runtime::RuntimeError;
 use crate::volume::{OwnerNamespace, VolumeMount};
+use crate::writable::Disk;
 
 /// Files of the pod that appear in every container which does not mount something there itself.
 const POD_FILES: [&str; 3] = ["hosts", "hostname", "resolv.conf"];
@@ -74,7 +75,7 @@ struct Preparation {
 impl Preparation {
     fn run(mut self) -> Result<Prepared, RuntimeError> {
         self.mounts.sort_by_key(|(mount, _)| mount.path.split('/').filter(|part| !part.is_empty()).count());
-        let disk = &self.parts.disk;
+        let disk: &Disk = &self.parts.disk;
         let user_namespace = self.user_namespace.as_ref().map(AsFd::as_fd);
         let layers =
             Layers { image: self.image.as_fd(), user_namespace, disk, directory: &self.directory, owner: self.owner };
@@ -106,7 +107,7 @@ impl Preparation {
         }
         if let Some((path, place)) = self.message.as_ref().filter(|(_, place)| !wanted(place)) {
             let make = || {
-                let disk = &self.parts.disk;
+                let disk: &Disk = &self.parts.disk;
                 disk.open_file(path, self.owner)?;
                 mount::clone_tree(disk.mount(), path, false)
             };
