@@ -12,7 +12,6 @@
 
 use super::error::LazyError;
 use super::layer::LazyLayer;
-use super::limits::BACKGROUND_PARTS_AHEAD;
 use super::traffic::Class;
 use crate::index::{LayerIndex, SpanEntry, front_range};
 use crate::limits::{BUFFER_BYTES, CHUNKS_QUEUED};
@@ -161,8 +160,9 @@ async fn feed_all(
     let mut coming: VecDeque<(u64, JoinHandle<Result<(), LazyError>>)> = VecDeque::new();
     let (mut at, mut asked) = (0, 0);
     while at < end {
-        while asked < end && coming.len() as u64 <= BACKGROUND_PARTS_AHEAD {
-            let part = asked..end.min(asked + layer.surroundings().traffic.background_part_bytes());
+        let (part_bytes, parts_ahead) = layer.surroundings().traffic.background_parts();
+        while asked < end && coming.len() <= parts_ahead {
+            let part = asked..end.min(asked + part_bytes);
             asked = part.end;
             let layer = layer.clone();
             coming.push_back((part.end, tokio::spawn(async move { bring(&layer, part).await })));

@@ -5,6 +5,7 @@ use crate::index::IndexError;
 use sampan_oci::digest::Digest;
 use sampan_oci::inflate::InflateError;
 use sampan_registry::FetchError;
+use std::time::Duration;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LazyError {
@@ -55,6 +56,14 @@ impl LazyError {
         move |source| match source.kind() {
             std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Self::DiskFull { layer },
             _ => Self::Cache { layer, source },
+        }
+    }
+
+    /// How long the registry asks to be left alone.
+    pub(crate) fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Fetch(FetchError::RateLimited { retry_after, .. }) => *retry_after,
+            _ => None,
         }
     }
 

@@ -392,7 +392,8 @@ impl LazyLayer {
                     failed = self.distrust(&mut state, stretch, &cause);
                 }
                 let mut backoff = state.trouble.as_ref().map_or_else(retry_backoff, |trouble| trouble.backoff);
-                let pause = backoff.fail();
+                let asked = error.retry_after().unwrap_or_default().min(self.around.read_deadline);
+                let pause = backoff.fail().max(asked);
                 let is_new = state.trouble.is_none();
                 let retry_at = Instant::now() + pause;
                 state.trouble = Some(Trouble { cause: cause.clone(), backoff, retry_at });

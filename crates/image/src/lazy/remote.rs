@@ -109,6 +109,8 @@ impl Remote {
         if claim.free_bytes().map_err(LazyError::cache(layer))? < DISK_RESERVE_BYTES {
             return Err(LazyError::DiskFull { layer });
         }
+        // Before the request too: what a server sends is on the line, whether or not anybody reads it.
+        self.traffic.give_way(class, || self.hurries(claim.cache())).await;
         let mut stream = self.stream(claim.rest()).await?;
         while !claim.rest().is_empty() {
             self.traffic.give_way(class, || self.hurries(claim.cache())).await;

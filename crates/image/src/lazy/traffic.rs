@@ -5,8 +5,9 @@
 //! chunks of a transfer, so that one that has begun is held back by TCP and not thrown away.
 
 use super::limits::{
-    BACKGROUND_AT_ONCE, BACKGROUND_CAREFUL, BACKGROUND_CAREFUL_PART_BYTES, BACKGROUND_PART_BYTES, BACKGROUND_PAUSE_MAX,
-    BACKGROUND_QUIET, DEMAND_AT_ONCE, HURRY_TICK, PREFETCH_AT_ONCE, PREFETCH_PAUSE_MAX,
+    BACKGROUND_AT_ONCE, BACKGROUND_CAREFUL, BACKGROUND_CAREFUL_PART_BYTES, BACKGROUND_PART_BYTES,
+    BACKGROUND_PARTS_AHEAD, BACKGROUND_PAUSE_MAX, BACKGROUND_QUIET, DEMAND_AT_ONCE, HURRY_TICK, PREFETCH_AT_ONCE,
+    PREFETCH_PAUSE_MAX,
 };
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -126,6 +127,11 @@ impl Traffic {
         }
     }
 
+    /// An image has just been made ready: its first reader is about to come.
+    pub(crate) fn expect_readers(&self) {
+        *self.last_urgent.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
     /// For how long no reader has waited; `None` if none ever has.
     fn quiet_for(&self, now: Instant) -> Option<Duration> {
         let last = *self.last_urgent.lock().unwrap_or_else(PoisonError::into_inner);
@@ -133,10 +139,15 @@ impl Traffic {
     }
 
     /// How much the background asks for at a time: little while readers are about, who may want just what it is bringing.
-    pub(crate) fn background_part_bytes(&self) -> u64 {
+    /// And how many of those ahead of what is being unpacked.
+    pub(crate) fn background_parts(&self) -> (u64, usize) {
         let is_busy = self.urgent.load(Ordering::Acquire) > 0
             || self.quiet_for(Instant::now()).is_some_and(|quiet| quiet < BACKGROUND_CAREFUL);
-        if is_busy || self.budget.is_some() { BACKGROUND_CAREFUL_PART_BYTES } else { BACKGROUND_PART_BYTES }
+        if is_busy || self.budget.is_some() {
+            (BACKGROUND_CAREFUL_PART_BYTES, 0)
+        } else {
+            (BACKGROUND_PART_BYTES, BACKGROUND_PARTS_AHEAD)
+        }
     }
 
     /// Counts bytes that came, and makes the background wait for its budget.

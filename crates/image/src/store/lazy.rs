@@ -187,6 +187,7 @@ impl Inner {
             served.layer.remote.replace_origin(origin);
             return Ok(served);
         }
+        self.lazy.traffic().expect_readers();
         let making = self.incoming();
         let made = self.make_folder(&making, plan, origin).and_then(|layer| self.lazy.serve(layer));
         if made.is_err() {
