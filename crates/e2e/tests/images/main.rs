@@ -3,6 +3,8 @@
 mod faults;
 mod full_disk;
 mod kinds;
+mod lazy;
+mod published;
 mod refusals;
 
 use std::process::ExitCode;
@@ -23,6 +25,7 @@ fn main() -> ExitCode {
             faults::signed_addresses_that_expire,
             faults::bytes_that_are_wrong,
             faults::a_registry_that_goes_away_and_comes_back,
+            lazy::an_image_that_was_here_runs_before_it_has_arrived,
             kinds::every_compression_and_flavour_runs,
             kinds::an_index_gives_this_machines_image,
             kinds::a_hundred_and_twenty_seven_layers_are_one,
@@ -30,6 +33,8 @@ fn main() -> ExitCode {
             kinds::a_layout_directory_is_an_image,
             kinds::a_registry_with_a_login_is_entered,
             kinds::a_digest_names_an_image,
+            published::a_published_index_is_used_by_those_who_trust_its_maker,
+            published::what_cannot_be_published_is_explained,
             refusals::unknown_hosts_and_images,
             refusals::content_that_is_not_what_its_digest_says,
             refusals::damaged_layers,

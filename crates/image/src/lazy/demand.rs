@@ -104,7 +104,7 @@ impl Book {
     }
 
     #[cfg(test)]
-    fn is_idle(&self) -> bool {
+    pub(crate) fn is_idle(&self) -> bool {
         self.wanted.is_empty() && self.running.is_empty()
     }
 }

@@ -18,7 +18,7 @@ use super::decode::{Stretch, compressed_range};
 use super::demand::{Book, stretches};
 use super::error::LazyError;
 use super::event::{LayerEvent, Report};
-use super::limits::{CORRUPT_MAX, DEADLINE_TICK, PACK_PATIENCE};
+use super::limits::{CORRUPT_MAX, DEADLINE_TICK, LAYER_DEMAND_AT_ONCE, PACK_PATIENCE};
 use super::pages::PageCache;
 use super::partial_file::{Answer, PartialFile};
 use super::remote::{Remote, retry_backoff};
@@ -41,7 +41,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 /// What all layers of a service share.
 #[derive(Clone)]
@@ -90,6 +90,8 @@ pub(crate) struct LazyLayer {
     finished: OnceLock<File>,
     /// Set by whoever completes it, so that this is done once.
     pub(crate) completing: AtomicBool,
+    /// How many transfers of this layer may be under way.
+    permits: Semaphore,
     /// Whether pages out of a start pack are taken no longer; held while some are.
     packs_refused: Mutex<bool>,
 }
@@ -154,6 +156,7 @@ impl LazyLayer {
             closed: watch::Sender::new(false),
             finished: OnceLock::new(),
             completing: AtomicBool::new(false),
+            permits: Semaphore::new(LAYER_DEMAND_AT_ONCE),
             packs_refused: Mutex::default(),
         })
     }
@@ -183,6 +186,12 @@ impl LazyLayer {
     pub(crate) async fn until_closed(&self) {
         // An error would mean that `self` is gone.
         self.closed.subscribe().wait_for(|closed| *closed).await.ok();
+    }
+
+    /// Whether no transfer is under way or wanted.
+    #[cfg(test)]
+    pub(crate) fn is_idle(&self) -> bool {
+        self.state().book.is_idle()
     }
 
     /// Ends all transfers and fails all readers, for good.
@@ -297,12 +306,13 @@ impl LazyLayer {
 
     async fn transfer(self: Arc<Self>, span: usize, class: Class) {
         let traffic = self.around.traffic.clone();
-        // The permits are never closed.
-        let Ok(_permit) = traffic.permits(class).acquire().await else { return };
         let retry_at = self.state().trouble.as_ref().map(|trouble| trouble.retry_at);
         if let Some(retry_at) = retry_at {
             tokio::time::sleep_until(retry_at.into()).await;
         }
+        // The permits are never closed.
+        let Ok(_own) = self.permits.acquire().await else { return };
+        let Ok(_permit) = traffic.permits(class).acquire().await else { return };
         traffic.give_way(class, || self.remote.hurries(&self.compressed)).await;
         let taken = self.state().book.take(&self.index, span, class);
         let Some(stretch) = taken else { return };

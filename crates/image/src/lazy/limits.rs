@@ -2,8 +2,12 @@
 
 use std::time::Duration;
 
-/// Transfers at one time, over all layers, that readers wait for. Each is a connection, and some 1 MiB of memory.
-pub(crate) const DEMAND_AT_ONCE: usize = 12;
+/// Transfers at one time, over all layers, that readers wait for. Each is a connection, and some 400 KiB of memory.
+pub(crate) const DEMAND_AT_ONCE: usize = 64;
+/// The same for one layer, so that a dead registry does not hold up the others.
+pub(crate) const LAYER_DEMAND_AT_ONCE: usize = 8;
+/// Readers for whom nothing has come in this time do not hold up others.
+pub(crate) const SILENCE: Duration = Duration::from_secs(3);
 /// Transfers at one time of what will probably be read.
 pub(crate) const PREFETCH_AT_ONCE: usize = 4;
 /// Layers that are completed at one time.

@@ -7,7 +7,7 @@
 use super::limits::{
     BACKGROUND_AT_ONCE, BACKGROUND_CAREFUL, BACKGROUND_CAREFUL_PART_BYTES, BACKGROUND_PART_BYTES,
     BACKGROUND_PARTS_AHEAD, BACKGROUND_PAUSE_MAX, BACKGROUND_QUIET, DEMAND_AT_ONCE, HURRY_TICK, PREFETCH_AT_ONCE,
-    PREFETCH_PAUSE_MAX,
+    PREFETCH_PAUSE_MAX, SILENCE,
 };
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -63,7 +63,7 @@ pub(crate) struct Urgent<'a>(&'a Traffic);
 
 impl Drop for Urgent<'_> {
     fn drop(&mut self) {
-        *self.0.last_urgent.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        self.0.expect_readers();
         if self.0.urgent.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.0.calm.notify_waiters();
         }
@@ -96,6 +96,7 @@ impl Traffic {
     }
 
     pub(crate) fn urgent(&self) -> Urgent<'_> {
+        self.expect_readers();
         self.urgent.fetch_add(1, Ordering::AcqRel);
         Urgent(self)
     }
@@ -115,19 +116,21 @@ impl Traffic {
                 return;
             }
             let slice = (end - now).min(HURRY_TICK);
-            if self.urgent.load(Ordering::Acquire) > 0 {
+            let quiet_for = self.quiet_for(now);
+            // Readers whose registry is silent hold nobody up.
+            if self.urgent.load(Ordering::Acquire) > 0 && quiet_for.is_none_or(|quiet| quiet < SILENCE) {
                 // Whichever comes first.
                 tokio::time::timeout(slice, calm).await.ok();
                 continue;
             }
-            match quiet.checked_sub(self.quiet_for(now).unwrap_or(quiet)).filter(|rest| !rest.is_zero()) {
+            match quiet.checked_sub(quiet_for.unwrap_or(quiet)).filter(|rest| !rest.is_zero()) {
                 Some(rest) => tokio::time::sleep(rest.min(slice)).await,
                 None => return,
             }
         }
     }
 
-    /// An image has just been made ready: its first reader is about to come.
+    /// Readers are about, or are going to be: an image has just been made ready.
     pub(crate) fn expect_readers(&self) {
         *self.last_urgent.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
@@ -158,6 +161,9 @@ impl Traffic {
             Class::Background => &self.counters.background_bytes,
         };
         counter.fetch_add(bytes, Ordering::Relaxed);
+        if class == Class::Demand {
+            self.expect_readers();
+        }
         if class == Class::Background
             && let Some(budget) = &self.budget
         {

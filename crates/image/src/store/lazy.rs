@@ -9,7 +9,7 @@
 //! - A layer is either served from its folder below `lazy/`, or an ordinary blob; the blob's rename decides. Both may be there
 //!   after a kill in between: then the blob counts, and what is left to do is done when the store is opened.
 //! - Mounting and switching exclude each other: no mount gets a device whose file is about to go.
-//! - Locks, outermost first: catalog, `switching`, `layers`, then a layer's own.
+//! - Locks, outermost first: `beginning`, catalog, `switching`, `layers`, then a layer's own.
 
 mod adopt;
 mod choose;
@@ -55,6 +55,8 @@ pub(crate) struct Lazy {
     files: Option<LazyFiles>,
     around: Surroundings,
     layers: Mutex<HashMap<Digest, Arc<Served>>>,
+    /// Held while a layer's folder is made: two pulls may begin the same layer.
+    beginning: Mutex<()>,
     /// Held shared while a mount is made, and alone while the devices of a layer are switched.
     switching: RwLock<()>,
     events: broadcast::Sender<ImageEvent>,
@@ -86,11 +88,18 @@ pub(super) enum Outcome {
 }
 
 impl Served {
-    /// Hurries, and waits for the end: whether the layer is an ordinary one then.
+    /// Hurries, and waits until the layer is an ordinary one; `false` if it cannot be had this way at present.
     pub(super) async fn completed(&self) -> bool {
         self.layer.remote.hurry.store(true, Ordering::Relaxed);
         let mut outcome = self.outcome.subscribe();
-        let ended = outcome.wait_for(|outcome| matches!(outcome, Outcome::Ended { .. })).await;
+        // What failed before counts no more.
+        outcome.mark_unchanged();
+        let mut first = true;
+        let ended = outcome.wait_for(|outcome| {
+            let is_new = !std::mem::replace(&mut first, false);
+            matches!(outcome, Outcome::Ended { .. }) || (is_new && matches!(outcome, Outcome::Failed(_)))
+        });
+        let ended = ended.await;
         // An error would mean that `self` is gone.
         ended.is_ok_and(|ended| *ended == Outcome::Ended { is_complete: true })
     }
@@ -115,6 +124,7 @@ impl Lazy {
             files,
             around,
             layers: Mutex::default(),
+            beginning: Mutex::default(),
             switching: RwLock::new(()),
             events: broadcast::Sender::new(EVENTS_QUEUED),
             reports: Mutex::new(Some(reports)),
@@ -183,6 +193,7 @@ impl Lazy {
 impl Inner {
     /// Makes the folder of a layer that is not here, and serves it. If it is being served already, the new way to it is noted.
     pub(super) fn begin(&self, plan: Plan, origin: Origin) -> Result<Arc<Served>, ImageError> {
+        let _one = self.lazy.beginning.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(served) = self.lazy.get(&plan.diff_id) {
             served.layer.remote.replace_origin(origin);
             return Ok(served);
