@@ -39,14 +39,26 @@ const NICENESS: i32 = 10;
 pub(crate) enum CompletionError {
     /// Later it may work.
     #[error(transparent)]
-    Bring(#[from] LazyError),
+    Bring(Box<LazyError>),
     #[error(transparent)]
-    Unpack(UnpackError),
+    Unpack(Box<UnpackError>),
     /// The index, or what it led to, is wrong.
     #[error("{0}")]
     Untrue(String),
     #[error("the new blob cannot be compared")]
     Compare(#[source] io::Error),
+}
+
+impl From<LazyError> for CompletionError {
+    fn from(error: LazyError) -> Self {
+        Self::Bring(Box::new(error))
+    }
+}
+
+impl From<UnpackError> for CompletionError {
+    fn from(error: UnpackError) -> Self {
+        Self::Unpack(Box::new(error))
+    }
 }
 
 /// Where the results go.
@@ -79,8 +91,8 @@ pub(crate) async fn complete(layer: &Arc<LazyLayer>, target: Target) -> Result<V
         // Whoever waited may have gone.
         done.send(result).ok();
     });
-    thread.map_err(|error| CompletionError::Unpack(UnpackError::Thread(error)))?;
-    let result = result.await.unwrap_or(Err(CompletionError::Unpack(UnpackError::Panic)));
+    thread.map_err(UnpackError::Thread)?;
+    let result = result.await.unwrap_or(Err(UnpackError::Panic.into()));
     feeding.abort();
     let cause = failure.lock().unwrap_or_else(PoisonError::into_inner).take();
     match (result, cause) {
@@ -114,7 +126,7 @@ fn make(
         | UnpackError::Gzip { .. }
         | UnpackError::Zstd { .. }
         | UnpackError::DiffId { .. } => CompletionError::Untrue(ErrorChain(&error).to_string()),
-        error => CompletionError::Unpack(error),
+        error => error.into(),
     })?;
     compare_index(layer, &unpacked.index_bytes)?;
     compare_pages(layer, &File::open(&target.blob).map_err(CompletionError::Compare)?)?;
@@ -200,7 +212,7 @@ async fn bring(layer: &LazyLayer, part: std::ops::Range<u64>) -> Result<(), Lazy
 fn compare_index(layer: &LazyLayer, made: &[u8]) -> Result<(), CompletionError> {
     let untrue =
         |what: &str| CompletionError::Untrue(format!("the index of layer {} {what}", layer.index().layer_digest));
-    let made_index = LayerIndex::decode(made).map_err(|error| CompletionError::Unpack(error.into()))?;
+    let made_index = LayerIndex::decode(made).map_err(UnpackError::from)?;
     let used_index = layer.read_whole_index().map_err(|error| untrue(&ErrorChain(&error).to_string()))?;
     if used_index == made_index {
         return Ok(());
@@ -213,12 +225,12 @@ fn compare_index(layer: &LazyLayer, made: &[u8]) -> Result<(), CompletionError> 
         return Err(untrue("describes other files than the layer has"));
     }
     // Another version of the compressor packs the same windows into other bytes.
-    let front_end = front_range(made).map_err(|error| CompletionError::Unpack(error.into()))?.end;
+    let front_end = front_range(made).map_err(UnpackError::from)?.end;
     for span in 0..made_index.spans.len() {
         let range = made_index.record_range(front_end, span).unwrap_or(0..0);
         let bytes = made.get(range.start as usize..range.end as usize).unwrap_or_default();
         let made_record = made_index.decode_record(layer.layout(), span, bytes);
-        let made_record = made_record.map_err(|error| CompletionError::Unpack(error.into()))?;
+        let made_record = made_record.map_err(UnpackError::from)?;
         if layer.surroundings().runtime.block_on(layer.record(span))? != made_record {
             return Err(untrue("has a window or a digest that is not the layer's"));
         }

@@ -151,11 +151,14 @@ mod tests {
     fn a_chunk_over_a_border_needs_both_spans() {
         let index = index(20);
         let map = BlobMap::new(&index.tree.contents);
-        assert_eq!(stretches(&index, &map, 0..4096), [0..1]);
-        assert_eq!(stretches(&index, &map, 65536..65536 + 4096), [0..2], "64 to 128 KiB of the file");
-        assert_eq!(stretches(&index, &map, 131_072..131_072 + 4096), [1..2]);
-        let all = stretches(&index, &map, 0..map.blob_bytes());
-        assert_eq!(all, [0..20]);
+        let found = |blob: Range<u64>| {
+            let found = stretches(&index, &map, blob).into_iter();
+            found.map(|stretch| (stretch.start, stretch.end)).collect::<Vec<_>>()
+        };
+        assert_eq!(found(0..4096), [(0, 1)]);
+        assert_eq!(found(65536..65536 + 4096), [(0, 2)], "64 to 128 KiB of the file");
+        assert_eq!(found(131_072..131_072 + 4096), [(1, 2)]);
+        assert_eq!(found(0..map.blob_bytes()), [(0, 20)]);
     }
 
     #[test]

@@ -14,6 +14,7 @@ use std::path::PathBuf;
 use tokio::runtime::Handle;
 
 /// One published file. What it gives is checked by whoever reads it.
+#[allow(clippy::large_enum_variant, reason = "there are few of them, and nearly all are blobs")]
 #[derive(Clone)]
 pub(super) enum Place {
     /// A blob of an image's repository.

@@ -25,7 +25,7 @@ pub(super) enum Known {
     /// Made on this node.
     Own { path: PathBuf },
     /// Published by somebody whom this node trusts.
-    Published(PublishedLayer),
+    Published(Box<PublishedLayer>),
 }
 
 /// What to do with an image that is not here.
@@ -68,7 +68,9 @@ pub(crate) async fn plan(inner: &Arc<Inner>, wanted: &WantedImage) -> Choice {
             None => {
                 let number = wanted.diff_ids.iter().position(|id| *id == diff_id);
                 let theirs = published.as_mut().zip(number).and_then(|(image, at)| image.layers.get_mut(at)?.take());
-                theirs.filter(|theirs| inner.is_usable(&theirs.front, &layer, &diff_id)).map(Known::Published)
+                theirs
+                    .filter(|theirs| inner.is_usable(&theirs.front, &layer, &diff_id))
+                    .map(|theirs| Known::Published(Box::new(theirs)))
             }
         };
         let is_new = !plans.iter().any(|plan: &Plan| plan.diff_id == diff_id);
@@ -125,7 +127,8 @@ impl Known {
                 let (index, front_end, file) = open_index(path)?;
                 Ok((index, front_end, Arc::new(FileRecords(file))))
             }
-            Self::Published(PublishedLayer { front, front_end, records }) => {
+            Self::Published(published) => {
+                let PublishedLayer { front, front_end, records } = *published;
                 write_front(path, &front)?;
                 Ok((front, front_end, records))
             }
