@@ -182,9 +182,8 @@ pub(crate) fn take_resources(next: &mut Value, wanted: &mut Value) {
         for container in next["spec"].get_mut(list).and_then(Value::as_array_mut).into_iter().flatten() {
             let Some(wanted) = wanted.iter().find(|wanted| wanted["name"] == container["name"]) else { continue };
             for field in ["resources", "resizePolicy"] {
-                match (wanted.get(field), container.as_object_mut()) {
-                    (Some(value), Some(container)) => drop(container.insert(field.to_owned(), value.clone())),
-                    _ => {}
+                if let (Some(value), Some(container)) = (wanted.get(field), container.as_object_mut()) {
+                    container.insert(field.to_owned(), value.clone());
                 }
             }
         }

@@ -68,6 +68,14 @@ impl Recorder {
     }
 }
 
+/// An event that is not stored yet.
+struct Fresh {
+    key: String,
+    event: Event,
+    message: String,
+    count: u64,
+}
+
 struct Writer {
     store: Store,
     involved: Value,
@@ -82,24 +90,31 @@ impl Writer {
         let mut batch = Vec::new();
         while events.recv_many(&mut batch, EVENTS_QUEUED_MAX).await > 0 {
             let now = Timestamp::now();
-            let mut fresh = Vec::new();
+            let mut fresh: Vec<Fresh> = Vec::new();
             for event in batch.drain(..) {
                 match self.correlator.judge(&event, now) {
                     Judged::Dropped => {}
+                    Judged::Again(key, message) if fresh.iter().any(|one| one.key == key) => {
+                        // Not stored yet: it is stored with the higher count.
+                        for one in fresh.iter_mut().filter(|one| one.key == key) {
+                            one.count += 1;
+                            one.message.clone_from(&message);
+                        }
+                    }
                     Judged::Again(key, message) if self.raise(&key, &message, now).await => {}
-                    Judged::Again(key, message) | Judged::New(key, message) => fresh.push((key, event, message)),
+                    Judged::Again(key, message) | Judged::New(key, message) => {
+                        fresh.push(Fresh { key, event, message, count: 1 });
+                    }
                 }
             }
             // Together they are one commit.
-            futures_util::future::join_all(
-                fresh.iter().map(|(key, event, message)| self.create(key, event, message, now)),
-            )
-            .await;
+            futures_util::future::join_all(fresh.iter().map(|fresh| self.create(fresh, now))).await;
         }
     }
 
-    async fn create(&self, name: &str, event: &Event, message: &str, now: Timestamp) {
-        let key = Key::namespaced("events", &self.namespace, format!("{}.{name}", self.name));
+    async fn create(&self, fresh: &Fresh, now: Timestamp) {
+        let Fresh { key, event, message, count } = fresh;
+        let key = Key::namespaced("events", &self.namespace, format!("{}.{key}", self.name));
         let time = format!("{now:.0}");
         let mut involved = self.involved.clone();
         if let (Some(field), Some(involved)) = (&event.field, involved.as_object_mut()) {
@@ -115,7 +130,7 @@ impl Writer {
             "type": if event.kind == Kind::Normal { "Normal" } else { "Warning" },
             "source": {"component": "sampan-node", "host": self.node},
             "reportingComponent": "sampan-node", "reportingInstance": self.node,
-            "firstTimestamp": time, "lastTimestamp": time, "count": 1,
+            "firstTimestamp": time, "lastTimestamp": time, "count": count,
         });
         if let Err(error) = self.store.create(key, value).await {
             tracing::warn!(pod = %self.name, reason = event.reason, %error, "an event could not be recorded");

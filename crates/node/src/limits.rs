@@ -52,6 +52,14 @@ pub const WORKER_QUEUE: usize = 64;
 pub const WRITE_ATTEMPTS_MAX: u32 = 16;
 /// A status that could not be written is tried again after this; nothing else may happen to the pod that would.
 pub const WRITE_RETRY: Duration = Duration::from_secs(1);
+/// A log this long is cut (`containerLogMaxSize` of the kubelet).
+pub const LOG_PIECE_BYTES: u64 = 10 << 20;
+/// Pieces kept of a run's log, the one being written included (`containerLogMaxFiles`).
+pub const LOG_PIECES_MAX: usize = 5;
+/// A piece that grew faster than it was cut is read and packed up to this: what an agent lets a log grow to.
+pub const LOG_PIECE_BYTES_UNPACKED_MAX: u64 = 160 << 20;
+const _: () = assert!(LOG_PIECE_BYTES < LOG_PIECE_BYTES_UNPACKED_MAX, "or no piece could be read whole");
+
 /// A line of a log as the agent writes it, with its prefix: 16 KiB of text and room for time and tags.
 pub const LOG_LINE_BYTES_MAX: usize = (16 << 10) + 128;
 /// Bytes of log handed to a client at once.

@@ -4,6 +4,9 @@
 //! What a client gets are the bytes that the container wrote. Source: Kubernetes' CRI logging design
 //! (`pkg/kubelet/kuberuntime/logs`).
 
+pub(crate) mod pieces;
+
+use std::collections::VecDeque;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -17,6 +20,7 @@ use tokio::sync::watch;
 
 use crate::limits::{LOG_CHUNK_BYTES, LOG_LINE_BYTES_MAX, TERMINATION_LOG_BYTES_MAX, TERMINATION_LOG_LINES_MAX};
 use crate::worker::View;
+use pieces::Piece;
 
 /// Which of a container's streams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -117,8 +121,9 @@ impl Filter {
     }
 }
 
-/// Where the last `lines` lines of the wanted stream begin, found by reading backwards, but not before `first`.
-async fn tail_start(file: &mut File, lines: u64, stream: Stream, first: u64) -> io::Result<u64> {
+/// Where the last `lines` lines of the wanted stream begin, found by reading backwards, but not before `first`; and how
+/// many there are.
+async fn tail_start(file: &mut File, lines: u64, stream: Stream, first: u64) -> io::Result<(u64, u64)> {
     let mut position = file.metadata().await?.len();
     let (mut found, mut carried) = (0_u64, Vec::new());
     let mut start = position;
@@ -136,7 +141,7 @@ async fn tail_start(file: &mut File, lines: u64, stream: Stream, first: u64) -> 
             if counts(chunk.get(newline + 1..end).unwrap_or_default(), stream) {
                 found += 1;
                 if found > lines {
-                    return Ok(start);
+                    return Ok((start, lines));
                 }
             }
             start = position + newline as u64 + 1;
@@ -144,10 +149,11 @@ async fn tail_start(file: &mut File, lines: u64, stream: Stream, first: u64) -> 
         }
         carried = chunk.get(..end).unwrap_or_default().to_vec();
         if carried.len() > 2 * LOG_LINE_BYTES_MAX {
-            return Ok(position);
+            return Ok((position, lines));
         }
     }
-    Ok(if counts(&carried, stream) && found >= lines { start } else { first })
+    found += u64::from(counts(&carried, stream));
+    Ok(if found > lines { (start, lines) } else { (first, found) })
 }
 
 /// The end of a log as a container's last words. The file is the agent's, and small pieces of it are read at once.
@@ -192,10 +198,12 @@ fn counts(line: &[u8], stream: Stream) -> bool {
     parse(line).is_some_and(|entry| !entry.partial && (stream == Stream::All || entry.stream == stream))
 }
 
-/// Reads one run's log to its end, or for as long as the container runs.
+/// Reads one run's log to its end, or for as long as the container runs; piece after piece, where it was cut.
 pub(crate) struct Reader {
     path: PathBuf,
     file: File,
+    /// Younger pieces, in their order.
+    rest: VecDeque<Piece>,
     filter: Filter,
     follow: Option<Follow>,
     buffer: Vec<u8>,
@@ -209,6 +217,12 @@ struct Follow {
     attempt: u32,
 }
 
+/// A piece as a file, unpacked off the event loop.
+async fn unpacked(piece: Piece) -> io::Result<File> {
+    let opened = tokio::task::spawn_blocking(move || piece.open()).await;
+    opened.unwrap_or_else(|panic| Err(io::Error::other(panic))).map(File::from_std)
+}
+
 impl Reader {
     /// Opens a log; `follow` names the container and run to be followed and where its state is seen.
     pub(crate) async fn open(
@@ -216,22 +230,27 @@ impl Reader {
         query: Query,
         follow: Option<(watch::Receiver<View>, String, u32)>,
     ) -> io::Result<Self> {
-        let mut file = File::open(path).await?;
-        let first = data_start(&file)?;
-        let start = match query.tail_lines {
-            Some(lines) => tail_start(&mut file, lines, query.stream, first).await?,
-            None => first,
-        };
-        file.seek(io::SeekFrom::Start(start)).await?;
         let follow = match follow {
             Some((view, container, attempt)) => {
                 let changes = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
-                inotify::add_watch(&changes, path, inotify::WatchFlags::MODIFY)?;
+                inotify::add_watch(&changes, path, CHANGES)?;
                 Some(Follow { changes: Receiver::from_owned_fd_unchecked(changes)?, view, container, attempt })
             }
             None => None,
         };
-        Ok(Self { path: path.to_owned(), file, filter: Filter::new(query), follow, buffer: vec![0; LOG_CHUNK_BYTES] })
+        let mut pieces: VecDeque<Piece> = pieces::open_all(path)?.into();
+        let (file, rest) = match query.tail_lines {
+            None => {
+                let oldest = pieces.pop_front().ok_or(io::ErrorKind::NotFound)?;
+                let mut file = unpacked(oldest).await?;
+                let first = data_start(&file)?;
+                file.seek(io::SeekFrom::Start(first)).await?;
+                (file, pieces)
+            }
+            Some(lines) => tail(pieces, lines, query.stream).await?,
+        };
+        let (path, filter) = (path.to_owned(), Filter::new(query));
+        Ok(Self { path, file, rest, filter, follow, buffer: vec![0; LOG_CHUNK_BYTES] })
     }
 
     /// The next bytes for the client; `None` at the end.
@@ -239,12 +258,23 @@ impl Reader {
         while !self.filter.is_done() {
             // Asked before reading: what was written before the end is then read before it is believed.
             let ended = self.follow.as_ref().is_none_or(Follow::has_ended);
+            let was_cut = self.follow.is_some() && self.rest.is_empty() && self.was_cut().await;
             let read = self.file.read(&mut self.buffer).await?;
             if read > 0 {
                 let bytes = self.filter.feed(self.buffer.get(..read).unwrap_or_default());
                 if !bytes.is_empty() {
                     return Ok(Some(bytes));
                 }
+                continue;
+            }
+            if was_cut {
+                // Complete, and read to its end: it goes on in the pieces after it.
+                self.go_on().await?;
+            }
+            if let Some(piece) = self.rest.pop_front() {
+                self.file = unpacked(piece).await?;
+                let first = data_start(&self.file)?;
+                self.file.seek(io::SeekFrom::Start(first)).await?;
                 continue;
             }
             match &mut self.follow {
@@ -255,7 +285,52 @@ impl Reader {
         tracing::trace!(path = %self.path.display(), "a log is read to its end");
         Ok(None)
     }
+
+    /// Whether another file has taken the place of the one that is read.
+    async fn was_cut(&self) -> bool {
+        use std::os::unix::fs::MetadataExt;
+        let Ok(own) = self.file.metadata().await else { return false };
+        std::fs::metadata(&self.path).is_ok_and(|now| now.ino() != own.ino() || now.dev() != own.dev())
+    }
+
+    /// Finds the pieces after the one that is read.
+    async fn go_on(&mut self) -> io::Result<()> {
+        let own = self.file.metadata().await?;
+        if let Some(follow) = &self.follow {
+            inotify::add_watch(&follow.changes, &self.path, CHANGES)?;
+        }
+        let mut pieces = pieces::open_all(&self.path)?;
+        // One that is no longer there was packed or removed: what is written now is still worth reading.
+        let after =
+            pieces.iter().position(|piece| piece.is(&own)).map_or(pieces.len().saturating_sub(1), |own| own + 1);
+        self.rest = pieces.split_off(after).into();
+        Ok(())
+    }
 }
+
+/// The piece in which the last `lines` lines begin, at their beginning, and those after it.
+async fn tail(mut pieces: VecDeque<Piece>, mut lines: u64, stream: Stream) -> io::Result<(File, VecDeque<Piece>)> {
+    let mut younger: Vec<File> = Vec::new();
+    loop {
+        let piece = pieces.pop_back().ok_or(io::ErrorKind::NotFound)?;
+        let mut file = unpacked(piece).await?;
+        let first = data_start(&file)?;
+        let (start, found) = tail_start(&mut file, lines, stream, first).await?;
+        lines = lines.saturating_sub(found);
+        if lines == 0 || pieces.is_empty() {
+            file.seek(io::SeekFrom::Start(start)).await?;
+            let mut rest = VecDeque::new();
+            for file in younger.into_iter().rev() {
+                rest.push_back(Piece::plain(file.into_std().await));
+            }
+            return Ok((file, rest));
+        }
+        younger.push(file);
+    }
+}
+
+/// More of it, or another in its place.
+const CHANGES: inotify::WatchFlags = inotify::WatchFlags::MODIFY.union(inotify::WatchFlags::MOVE_SELF);
 
 impl Follow {
     /// The run is over, and with it its log: the agent reports an end only after the last byte is written.
@@ -340,6 +415,29 @@ mod tests {
         let long = "x".repeat(16 << 10);
         writeln!(file, "2026-11-21T13:00:05.000000000Z stdout F {long}").unwrap();
         assert_eq!(super::last_words(file.path()).unwrap().len(), 2048);
+    }
+
+    #[tokio::test]
+    async fn a_cut_log_is_read_as_one_and_tailed_across_its_pieces() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("0.log");
+        let line = |number: u32| format!("2026-11-21T13:00:00.000000000Z stdout F line {number}\n");
+        std::fs::write(&path, line(0) + &line(1)).unwrap();
+        for number in 1..4 {
+            std::fs::write(super::pieces::next(&path), line(2 * number) + &line(2 * number + 1)).unwrap();
+            let now = jiff::Timestamp::from_second(1_000_000 + i64::from(number)).unwrap();
+            super::pieces::cut(&path, now).unwrap();
+        }
+        for tail in [None, Some(0), Some(1), Some(2), Some(3), Some(5), Some(8), Some(99)] {
+            let mut reader = Reader::open(&path, Query { tail_lines: tail, ..query() }, None).await.unwrap();
+            let mut text = Vec::new();
+            while let Some(bytes) = reader.next().await.unwrap() {
+                text.extend_from_slice(&bytes);
+            }
+            let first = 8_u64.saturating_sub(tail.unwrap_or(8));
+            let wanted: String = (first..8).map(|number| format!("line {number}\n")).collect();
+            assert_eq!(String::from_utf8(text).unwrap(), wanted, "{tail:?}");
+        }
     }
 
     #[tokio::test]

@@ -15,6 +15,7 @@ mod health;
 mod image;
 mod report;
 mod resize;
+mod rotation;
 pub(crate) mod start;
 mod volumes;
 
@@ -87,6 +88,8 @@ pub(crate) enum Message {
     Image(sampan_image::ImageEvent),
     /// The limits of running containers were changed, or could not be.
     Resized(Result<(), String>),
+    /// A container's log was cut, or could not be.
+    Rotated(String),
     /// Something to tell people.
     Told(Event),
 }
@@ -160,6 +163,8 @@ pub(crate) struct Worker {
     backed_off: HashMap<String, u32>,
     /// What the containers may use, as far as it is so.
     resources: BTreeMap<String, k8s_openapi::api::core::v1::ResourceRequirements>,
+    /// The containers whose logs are being cut.
+    rotating: BTreeSet<String>,
     /// Only one errand at a time writes the projected volumes.
     volumes_turn: Arc<tokio::sync::Mutex<()>>,
     report: report::Report,
@@ -236,6 +241,7 @@ impl Worker {
             pending_events: Vec::new(),
             backed_off: HashMap::new(),
             resources: BTreeMap::new(),
+            rotating: BTreeSet::new(),
             volumes_turn: Arc::default(),
             report: report::Report::default(),
             stopping: watch::Sender::new(false),
@@ -277,7 +283,10 @@ impl Worker {
                     }
                 }
                 () = tokio::time::sleep(wait.min(Duration::from_secs(86_400))) => {}
-                _ = pressure.tick(), if matches!(self.held, Held::Ready(_)) => self.check_pressure(),
+                _ = pressure.tick(), if matches!(self.held, Held::Ready(_)) => {
+                    self.check_pressure();
+                    self.rotate_logs();
+                }
             }
         }
     }
@@ -395,6 +404,7 @@ impl Worker {
             }
             Message::Image(event) => self.image_event(&event),
             Message::Resized(done) => self.resized(done),
+            Message::Rotated(container) => drop(self.rotating.remove(&container)),
             Message::Told(event) => self.pending_events.push(event),
         }
     }

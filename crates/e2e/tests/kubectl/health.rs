@@ -204,3 +204,28 @@ pub(crate) fn a_life_is_told_as_the_kubelet_tells_it(service: &Service) -> Resul
     ensure!(text(&pulled, "/message").contains(&format!("image {busybox:?}")), "{pulled}");
     service.remove(["told"])
 }
+
+pub(crate) fn a_long_log_is_cut_and_read_as_one(service: &Service) -> Result<()> {
+    const LINES: usize = 200_000;
+    let text = "x".repeat(50);
+    let script = format!("for i in 1 2 3; do yes $i-{text} | head -n {LINES}; sleep 5; done; exec sleep 1000");
+    service.background("talkative", &script)?;
+    let uid = text_of(&service.pod("talkative")?, "/metadata/uid");
+    let folder = service.data_dir().join("pods").join(uid).join("main");
+    let pieces = || -> Result<Vec<String>> {
+        let names = fs::read_dir(&folder)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+        names.collect()
+    };
+    until("the log is cut three times", || Ok(pieces()?.len() >= 4))?;
+    ensure!(pieces()?.iter().any(|name| name.ends_with(".gz")), "nothing is packed: {:?}", pieces()?);
+    let all = service.sampan(["logs", "talkative"]).ok()?;
+    assert_eq!(all.lines().count(), 3 * LINES);
+    ensure!(all.starts_with("1-x") && all.lines().last().is_some_and(|line| line.starts_with("3-x")), "out of order");
+    let tail = service.sampan(["logs", "--tail", &(LINES + 7).to_string(), "talkative"]).ok()?;
+    assert_eq!(tail.lines().filter(|line| line.starts_with("2-")).count(), 7);
+    service.remove(["talkative"])
+}
+
+fn text_of(object: &Value, pointer: &str) -> String {
+    text(object, pointer).to_owned()
+}

@@ -19,6 +19,7 @@ fn main() -> ExitCode {
             pods::a_failing_init_container_keeps_the_pod_from_starting,
             pods::the_environment_tells_about_the_pod,
             pods::volumes_of_a_pod_are_what_they_say,
+            health::a_long_log_is_cut_and_read_as_one,
             health::who_is_not_well_is_killed_and_started_again,
             health::readiness_follows_an_http_probe,
             health::a_startup_probe_holds_the_others_back,

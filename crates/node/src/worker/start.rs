@@ -363,6 +363,12 @@ impl Errand {
         let command = command_of(&self.container, &image);
         let name = &self.container.name;
         let created = container_event(name, Kind::Normal, "Created", format!("Created container: {name}"));
+        if let Some(outdated) = self.attempt.checked_sub(2) {
+            let outdated = self.pod.log_path(name, outdated);
+            if let Err(error) = crate::logs::pieces::forget_aside(&outdated) {
+                tracing::warn!(path = %outdated.display(), %error, "pieces of an old log stay behind");
+            }
+        }
         let made = self.pod.create_container(&config, &self.services.images, &self.timeline).await?;
         tell(&self.sender, Message::Told(created)).await;
         let started = self.pod.start_container(made, &self.timeline).await?;

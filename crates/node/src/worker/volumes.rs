@@ -81,8 +81,7 @@ impl Writing {
     /// Writes all projected volumes of the pod; those that show the same already are left alone.
     pub(crate) async fn run(self) -> Result<(), VolumeFailure> {
         let spec = self.object.spec.clone().unwrap_or_default();
-        let volumes: Vec<Volume> =
-            spec.volumes.into_iter().flatten().filter(|volume| spec::is_projected(volume)).collect();
+        let volumes: Vec<Volume> = spec.volumes.into_iter().flatten().filter(spec::is_projected).collect();
         if volumes.is_empty() {
             return Ok(());
         }
