@@ -188,7 +188,7 @@ mod tests {
     #[test]
     fn logins_go_only_to_their_registry() {
         let auth = |server: &str| AuthConfig {
-            auth: STANDARD.encode("me:secret"),
+            auth: STANDARD.encode("me:hunter2"),
             server_address: server.to_owned(),
             ..AuthConfig::default()
         };
@@ -196,7 +196,7 @@ mod tests {
         assert!(shown("", "quay.io").contains("me"));
         assert!(shown("https://index.docker.io/v1/", "docker.io").contains("me"));
         assert!(!shown("https://quay.io", "evil.example").contains("me"));
-        assert!(!shown("", "quay.io").contains("secret"));
+        assert!(!shown("", "quay.io").contains("hunter2"));
         let broken = AuthConfig { auth: "!".to_owned(), ..AuthConfig::default() };
         assert!(credentials("quay.io", broken).is_err());
     }

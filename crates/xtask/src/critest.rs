@@ -9,7 +9,7 @@
 //! when nothing of the service is left on the machine.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "what the tests say is the result")]
 
-mod service;
+pub(crate) mod service;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -104,17 +104,17 @@ fn parse(arguments: &[&str]) -> anyhow::Result<Option<Options>> {
 }
 
 /// A program on the `PATH`, or in a folder of `SAMPAN_PEERS`.
-fn find(name: &str) -> anyhow::Result<PathBuf> {
+pub(crate) fn find(name: &str) -> anyhow::Result<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let peers = std::env::var_os("SAMPAN_PEERS").map(PathBuf::from);
     let peers = peers.iter().flat_map(|folder| [folder.clone(), folder.join("bin"), folder.join("critest")]);
     let mut folders = std::env::split_paths(&path).chain(peers);
     folders.find_map(|folder| Some(folder.join(name)).filter(|file| file.is_file())).with_context(|| {
-        format!("critest: NOTHING WAS TESTED: there is no {name} on the PATH or in the folder SAMPAN_PEERS; see docs/cri.md for where to get it")
+        format!("NOTHING WAS TESTED: there is no {name} on the PATH or in the folder SAMPAN_PEERS; see docs/cri.md for where to get it")
     })
 }
 
-fn build_service() -> anyhow::Result<PathBuf> {
+pub(crate) fn build_service() -> anyhow::Result<PathBuf> {
     let status = Command::new(env!("CARGO")).args(["build", "-p", "sampan"]).status().context("critest: run cargo")?;
     ensure!(status.success(), "critest: the service does not build");
     Ok(root().join("target/debug/sampan"))

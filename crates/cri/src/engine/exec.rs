@@ -1,6 +1,6 @@
 //! Commands in running containers, attached clients, and ports of pods.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -97,16 +97,18 @@ impl Engine {
 
     /// What makes connections inside a pod.
     pub(crate) fn port_connector(&self, pod_id: &str) -> Result<Arc<dyn PortConnector>, CallError> {
-        Ok(Arc::new(PodPorts(self.pod(pod_id)?.ready()?)))
+        Ok(Arc::new(PodPorts(Arc::downgrade(&self.pod(pod_id)?.ready()?))))
     }
 }
 
-struct PodPorts(Arc<Pod>);
+/// A client that stays does not keep the pod.
+struct PodPorts(Weak<Pod>);
 
 #[async_trait]
 impl PortConnector for PodPorts {
     async fn connect(&self, port: u16) -> Result<Box<dyn ByteStream>, String> {
-        match self.0.port_forward(port).await {
+        let pod = self.0.upgrade().ok_or_else(|| "the pod has ended".to_owned())?;
+        match pod.port_forward(port).await {
             Ok(connection) => Ok(Box::new(connection)),
             Err(error) => Err(ErrorChain(&error).to_string()),
         }

@@ -11,19 +11,21 @@ use super::{Engine, PodEntry, nanoseconds};
 use crate::proto::v1::ContainerEventType;
 
 impl Engine {
-    /// Follows a pod's events in a task of its own until its sandbox is gone.
+    /// Follows a pod's events in a task of its own until its sandbox is gone. It holds neither the engine nor the runtime's
+    /// half of the pod, whose disk and namespaces go with the last who holds it; the events end then.
     pub(super) fn follow(
         self: &Arc<Self>,
         pod: Arc<PodEntry>,
-        live: Arc<Pod>,
+        live: &Arc<Pod>,
         mut events: mpsc::Receiver<SandboxEvent>,
     ) {
-        let engine = Arc::downgrade(self);
+        let (engine, live) = (Arc::downgrade(self), Arc::downgrade(live));
         tokio::spawn(async move {
             while let Some(event) = events.recv().await {
                 // The service may be ending; the next one is told again.
                 let Some(engine) = engine.upgrade() else { return };
-                if !engine.take(&pod, &live, event).await {
+                let live = live.upgrade();
+                if !engine.take(&pod, live.as_deref(), event).await {
                     return;
                 }
             }
@@ -31,7 +33,7 @@ impl Engine {
     }
 
     /// Notes one event; false after the last one.
-    pub(super) async fn take(self: &Arc<Self>, pod: &Arc<PodEntry>, live: &Pod, event: SandboxEvent) -> bool {
+    pub(super) async fn take(self: &Arc<Self>, pod: &Arc<PodEntry>, live: Option<&Pod>, event: SandboxEvent) -> bool {
         let exit = match event {
             SandboxEvent::ContainerExited { .. } => event,
             SandboxEvent::AgentLost { reason } => {
@@ -52,7 +54,7 @@ impl Engine {
         true
     }
 
-    async fn note_exit(&self, live: &Pod, event: SandboxEvent) -> Result<(), crate::error::CallError> {
+    async fn note_exit(&self, live: Option<&Pod>, event: SandboxEvent) -> Result<(), crate::error::CallError> {
         let SandboxEvent::ContainerExited { event_id, container, code, oom_killed, started_at, finished_at, .. } =
             event
         else {
@@ -71,6 +73,7 @@ impl Engine {
             })?;
             self.tell(&known.id, ContainerEventType::ContainerStoppedEvent, &known.pod);
         }
+        let Some(live) = live else { return Ok(()) };
         if let Err(error) = live.sandbox().acknowledge(event_id).await {
             // The agent has gone with what it would have forgotten.
             tracing::debug!(error = %ErrorChain(&error), "an end that is noted cannot be acknowledged");

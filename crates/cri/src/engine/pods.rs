@@ -75,7 +75,7 @@ impl Engine {
         let pod = PodEntry::new(record, Some(Arc::clone(&live)));
         locked(&self.pods).insert(id.clone(), Arc::clone(&pod));
         let events = live.sandbox().events();
-        self.follow(Arc::clone(&pod), live, events);
+        self.follow(Arc::clone(&pod), &live, events);
         self.tell(&id, ContainerEventType::ContainerCreatedEvent, &pod);
         self.tell(&id, ContainerEventType::ContainerStartedEvent, &pod);
         Ok(id)

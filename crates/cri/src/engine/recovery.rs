@@ -111,11 +111,11 @@ impl Engine {
             running.extend(live.running_containers().await?);
             // Every end before that answer is told by now.
             while let Ok(event) = events.try_recv() {
-                if !self.take(pod, &live, event).await {
+                if !self.take(pod, Some(&live), event).await {
                     running.clear();
                 }
             }
-            self.follow(Arc::clone(pod), live, events);
+            self.follow(Arc::clone(pod), &live, events);
         }
         for container in self.containers_of(pod) {
             match (container.phase(), running.get(container.run_name())) {

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use sampan_cri::proto::v1::{
     ContainerConfig, ContainerMetadata, ContainerStatus, ContainerStatusRequest, CreateContainerRequest,
     ExecSyncRequest, ExecSyncResponse, ImageSpec, LinuxPodSandboxConfig, PodSandboxConfig, PodSandboxMetadata,
-    RemovePodSandboxRequest, RunPodSandboxRequest, StartContainerRequest,
+    PullImageRequest, RemovePodSandboxRequest, RunPodSandboxRequest, StartContainerRequest,
 };
 use sampan_cri::{CgroupDriver, CriConfig, CriServer};
 use sampan_image::{ImageStore, ImageStoreConfig};
@@ -68,7 +68,9 @@ impl Node {
         let images = ImageStore::open(ImageStoreConfig::new(folder.path().join("data"), RegistryConfig::default()));
         let images = images.await?;
         let (runtime, server) = daemon(folder.path(), &instance, &images).await?;
-        let client = connect(&socket(folder.path())).await?;
+        let mut client = connect(&socket(folder.path())).await?;
+        let spec = ImageSpec { image: image.clone(), ..ImageSpec::default() };
+        client.images.pull_image(PullImageRequest { image: Some(spec), ..PullImageRequest::default() }).await?;
         Ok(Self { folder, client, image, instance, runtime, images, server: Some(server), zygote })
     }
 

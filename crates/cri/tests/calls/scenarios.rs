@@ -36,6 +36,7 @@ scenarios![
     images_by_every_name,
     addresses_of_streams_work_once,
     figures_of_what_runs,
+    a_stopped_pod_holds_nothing,
     another_daemon_knows_everything,
 ];
 
@@ -186,9 +187,9 @@ async fn a_command_that_takes_too_long(node: &mut Node) -> Result<()> {
     let request = ExecSyncRequest { container_id: container.clone(), cmd, timeout: 1 };
     let late = node.client.runtime.exec_sync(request).await.err().context("it takes too long")?;
     ensure!(late.code() == Code::DeadlineExceeded, "{late}");
-    let found = node.exec(&container, "cat /proc/[0-9]*/cmdline | grep -c 4321").await?;
-    // This very command has the number in its line.
-    ensure!(String::from_utf8_lossy(&found.stdout).trim() == "1", "it is gone: {found:?}");
+    let running = node.exec(&container, "cat /proc/[0-9]*/cmdline").await?;
+    let running = String::from_utf8_lossy(&running.stdout).into_owned();
+    ensure!(running.contains("sleep") && !running.contains("4321"), "it is gone: {running:?}");
     let failed = node.exec(&container, "echo no >&2; exit 4").await?;
     ensure!((failed.exit_code, failed.stderr.as_slice()) == (4, b"no\n".as_slice()), "{failed:?}");
     node.remove(&pod).await
@@ -342,10 +343,34 @@ async fn figures_of_what_runs(node: &mut Node) -> Result<()> {
     node.remove(&pod).await
 }
 
+/// Loop devices on disks of this node.
+fn disks_in_use(node: &Node) -> Result<usize> {
+    let folder = node.folder.path().to_string_lossy().into_owned();
+    let mut count = 0;
+    for device in std::fs::read_dir("/sys/block")? {
+        let backing = std::fs::read_to_string(device?.path().join("loop/backing_file")).unwrap_or_default();
+        count += usize::from(backing.contains(&folder) && backing.contains("disk.img"));
+    }
+    Ok(count)
+}
+
+async fn a_stopped_pod_holds_nothing(node: &mut Node) -> Result<()> {
+    let before = disks_in_use(node)?;
+    let (pod, _container) = node.running("holds-nothing", "sleep 100").await?;
+    ensure!(disks_in_use(node)? > before, "it has a disk");
+    node.client.runtime.stop_pod_sandbox(StopPodSandboxRequest { pod_sandbox_id: pod.clone() }).await?;
+    let began = Instant::now();
+    while disks_in_use(node)? > before {
+        ensure!(began.elapsed() < PATIENCE, "its disk goes with its stop, not with the daemon");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    node.remove(&pod).await
+}
+
 async fn another_daemon_knows_everything(node: &mut Node) -> Result<()> {
     let config = node.pod_config("survivor");
     let pod = node.run_pod(&config).await?;
-    let script = "echo begun; while [ ! -e /tmp/go ]; do sleep 0.02; done; exit 7";
+    let script = "echo begun; while [ ! -e /tmp/go ]; do sleep 0.02; done; echo gone; exit 7";
     let ends = node.create(&pod, node.container_config("ends", script), &config).await?;
     let stays = node.create(&pod, node.container_config("stays", "sleep 100"), &config).await?;
     let waits = node.create(&pod, node.container_config("waits", "echo late; sleep 100"), &config).await?;
@@ -358,7 +383,15 @@ async fn another_daemon_knows_everything(node: &mut Node) -> Result<()> {
     // Its end falls into the gap: the file appears when nobody listens.
     let trigger = node.exec(&ends, "(sleep 0.3; touch /tmp/go) >/dev/null 2>&1 &").await?;
     ensure!(trigger.exit_code == 0, "{trigger:?}");
-    node.restart(async || tokio::time::sleep(Duration::from_millis(800)).await).await?;
+    let log = node.status(&ends).await?.log_path;
+    let nobody_listens = async || {
+        // Its log goes on without a daemon.
+        let said = || std::fs::read_to_string(&log).is_ok_and(|text| text.contains(" gone\n"));
+        while !said() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    node.restart(nobody_listens).await?;
     let ended = node.wait(&ends, |status| status.state() == ContainerState::ContainerExited).await?;
     ensure!(ended.exit_code == 7, "its code is known: {ended:?}");
     ensure!(node.status(&over).await?.exit_code == 5, "so is an older one");

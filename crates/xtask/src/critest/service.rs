@@ -17,7 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// Both, until they are finished with.
-pub(super) struct Running {
+pub(crate) struct Running {
     folder: TempDir,
     instance: String,
     before: Traces,
@@ -26,7 +26,7 @@ pub(super) struct Running {
 }
 
 impl Running {
-    pub(super) fn start(program: &Path, push: &Path) -> anyhow::Result<Self> {
+    pub(crate) fn start(program: &Path, push: &Path) -> anyhow::Result<Self> {
         let taken = TcpStream::connect((Ipv4Addr::LOCALHOST, REGISTRY_PORT)).is_ok();
         ensure!(!taken, "critest: 127.0.0.1:{REGISTRY_PORT} is in use, where the images have to be; end what uses it");
         let folder = tempfile::Builder::new().prefix("sampan-critest-").tempdir()?;
@@ -80,16 +80,16 @@ impl Running {
             .with_context(|| fs::read_to_string(self.folder.path().join("serve.log")).unwrap_or_default())
     }
 
-    pub(super) fn folder(&self) -> &Path {
+    pub(crate) fn folder(&self) -> &Path {
         self.folder.path()
     }
 
-    pub(super) fn socket(&self) -> PathBuf {
+    pub(crate) fn socket(&self) -> PathBuf {
         self.folder.path().join("run/cri.sock")
     }
 
     /// Ends both and says what of them is still there.
-    pub(super) fn finish(mut self) -> anyhow::Result<Vec<String>> {
+    pub(crate) fn finish(mut self) -> anyhow::Result<Vec<String>> {
         self.end()?;
         let marks = [self.instance.clone(), self.folder.path().display().to_string()];
         let began = Instant::now();
