@@ -1,7 +1,9 @@
 //! Layers that arrive while they are read, from a real HTTP server with every fault: each byte against the truth.
 
+use super::blob_map::BlobMap;
 use super::complete::{CompletionError, Target, complete};
 use super::compressed::CompressedCache;
+use super::decode::Stretch;
 use super::event::LayerEvent;
 use super::layer::{LayerParts, LazyLayer, Surroundings};
 use super::pages::PageCache;
@@ -9,11 +11,13 @@ use super::partial_file::PartialFile;
 use super::records::FileRecords;
 use super::remote::Remote;
 use super::traffic::Traffic;
-use crate::index::{LayerIndex, front_range};
+use crate::index::{LayerIndex, StreamLayout, front_range};
 use crate::store::registry::{Client, Origin};
 use crate::testing::registry::{Fault, Registry};
 use crate::testing::{archive, compressed, entry, input};
+use crate::tree::Kind;
 use crate::unpack::{UnpackJob, unpack};
+use proptest::prelude::*;
 use rustix::io::Errno;
 use sampan_oci::digest::Digest;
 use sampan_oci::layer::{EntryKind, Segment};
@@ -23,7 +27,7 @@ use sampan_registry::config::TransferConfig;
 use sampan_registry::{Credentials, RegistryConfig};
 use std::fs::File;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 use tempfile::TempDir;
 
@@ -327,3 +331,81 @@ async fn a_start_pack_that_lies_is_found_out() {
     let error = complete(&layer, case.target()).await.unwrap_err();
     assert!(matches!(error, CompletionError::Untrue(_)), "{error}");
 }
+
+/// Unpacks every stretch of up to three spans by an index, from bytes that are all here; what comes out is somebody else's
+/// business.
+fn unpack_all(layer: &[u8], index: &LayerIndex, records: &[Vec<u8>]) -> usize {
+    let directory = tempfile::tempdir().unwrap();
+    let pages = PageCache::create(directory.path(), index.tree.blob_layout().1).unwrap();
+    let cache = CompressedCache::create(directory.path(), index.layer_bytes).unwrap();
+    cache.put(0, &bytes::Bytes::copy_from_slice(layer)).unwrap();
+    let (map, layout) = (BlobMap::new(&index.tree.contents), StreamLayout::new(&index.tree));
+    for first in 0..index.spans.len() {
+        let spans = first..(first + 3).min(index.spans.len());
+        let decoded = spans.clone().map(|span| index.decode_record(&layout, span, &records[span]));
+        let Ok(decoded) = decoded.collect::<Result<Vec<_>, _>>() else { continue };
+        let stretch = Stretch {
+            index,
+            map: &map,
+            pages: &pages,
+            compressed: &cache,
+            spans,
+            records: decoded,
+            given_up: &|| true,
+            arrived: &|| {},
+        };
+        stretch.unpack().ok();
+    }
+    pages.all_present().total() as usize
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_index_however_false_harms_its_reader(
+        contents in prop::collection::vec((any::<prop::sample::Index>(), -9000i64..9000, -9000i64..9000), 0..3),
+        spans in prop::collection::vec((any::<prop::sample::Index>(), -4000i64..4000, -4000i64..4000, 0u8..8), 0..3),
+        cut in any::<bool>(),
+    ) {
+        let truth = TRUTH.get_or_init(|| truth(11, Compression::Gzip));
+        let mut index = LayerIndex::decode(&truth.index_file).unwrap();
+        let front_end = front_range(&truth.index_file).unwrap().end;
+        let records: Vec<Vec<u8>> = (0..index.spans.len())
+            .map(|span| {
+                let range = index.record_range(front_end, span).unwrap();
+                truth.index_file[range.start as usize..range.end as usize].to_vec()
+            })
+            .collect();
+        for (at, offset, size) in &contents {
+            let content = at.get(&index.tree.contents);
+            let number = index.tree.contents.iter().position(|other| other == content).unwrap();
+            let content = &mut index.tree.contents[number];
+            content.stream_offset = content.stream_offset.saturating_add_signed(*offset);
+            content.size = content.size.saturating_add_signed(*size);
+        }
+        for (at, compressed, stream, bit) in &spans {
+            let number = at.index(index.spans.len());
+            let span = &mut index.spans[number];
+            span.compressed_offset = span.compressed_offset.saturating_add_signed(*compressed);
+            span.stream_offset = span.stream_offset.saturating_add_signed(*stream);
+            span.bit = *bit;
+        }
+        // The sizes of files must be those of their contents: then this is accepted, or refused for something else.
+        for inode in &mut index.tree.inodes {
+            if let Kind::File { size, content: Some(content) } = &mut inode.kind {
+                *size = index.tree.contents[*content as usize].size;
+            }
+        }
+        let file = index.encode(&records).unwrap();
+        if let Ok(read) = LayerIndex::decode(&file) {
+            let layer = if cut { &truth.layer[..truth.layer.len() / 2] } else { &truth.layer[..] };
+            let present = unpack_all(layer, &read, &records);
+            if contents.is_empty() && spans.is_empty() && !cut {
+                prop_assert_eq!(present as u64 * 4096, truth.blob.len() as u64);
+            }
+        }
+    }
+}
+
+static TRUTH: OnceLock<Truth> = OnceLock::new();
