@@ -34,8 +34,8 @@ const ASKED_AGAIN: &str = "readers whom an earlier service left waiting are serv
 const LOOKS_MAX: u32 = 300;
 /// What a slow link is.
 const LINK: Shape = Shape::new(5, Some(120));
-/// How long a daemon may take to have asked again, once it answers.
-const AGAIN_MAX: Duration = Duration::from_millis(700);
+/// How long a new daemon may take until it is asked again.
+const AGAIN_MAX: Duration = Duration::from_secs(3);
 
 /// How much of a storm.
 #[derive(Debug, Clone, Copy)]

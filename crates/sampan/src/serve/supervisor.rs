@@ -38,6 +38,8 @@ use crate::output;
 const RESTART_DELAY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(10));
 /// A child that lived this long starts the delays over.
 const RESTART_FORGIVEN_AFTER: Duration = Duration::from_secs(60);
+/// The same for one that had become ready: readers of images that are still arriving wait for its successor.
+const RESTART_FORGIVEN_READY_AFTER: Duration = Duration::from_secs(1);
 /// How long a daemon that has closed its end of everything may take to be gone.
 const SILENCE_MAX: Duration = Duration::from_millis(300);
 /// How long a killed child is waited for at the end of the service.
@@ -114,17 +116,21 @@ struct Process {
     since: Instant,
     due: Option<Instant>,
     delay: Backoff,
+    /// Whether it has said that it is ready.
+    is_ready: bool,
 }
 
 impl Process {
     fn new(part: Part) -> Self {
         let delay = Backoff::new(RESTART_DELAY.0, RESTART_DELAY.1);
-        Self { part, child: None, since: Instant::now(), due: Some(Instant::now()), delay }
+        Self { part, child: None, since: Instant::now(), due: Some(Instant::now()), delay, is_ready: false }
     }
 
     fn died(&mut self) {
         self.child = None;
-        if self.since.elapsed() >= RESTART_FORGIVEN_AFTER {
+        let enough = if self.is_ready { RESTART_FORGIVEN_READY_AFTER } else { RESTART_FORGIVEN_AFTER };
+        self.is_ready = false;
+        if self.since.elapsed() >= enough {
             self.delay.reset();
         }
         self.due = Some(Instant::now() + self.delay.fail());
@@ -188,6 +194,8 @@ impl Supervisor {
     }
 
     fn announce(&mut self) -> anyhow::Result<()> {
+        let [_, daemon] = &mut self.children;
+        daemon.is_ready = true;
         if !self.ever_ready {
             self.ever_ready = true;
             let socket = self.args.run_dir.join("sampan.sock");
