@@ -3,6 +3,7 @@
 mod faults;
 mod full_disk;
 mod kinds;
+mod lazy_faults;
 mod lazy;
 mod published;
 mod refusals;
@@ -25,6 +26,12 @@ fn main() -> ExitCode {
             faults::signed_addresses_that_expire,
             faults::bytes_that_are_wrong,
             faults::a_registry_that_goes_away_and_comes_back,
+            lazy_faults::readers_outlast_throttling_and_outages,
+            lazy_faults::readers_outlast_bad_ranges,
+            lazy_faults::readers_outlast_expiry,
+            lazy_faults::wrong_bytes_are_fetched_again,
+            lazy_faults::readers_wait_while_the_registry_is_away,
+            lazy_faults::complete_images_need_no_registry,
             lazy::an_image_that_was_here_runs_before_it_has_arrived,
             kinds::every_compression_and_flavour_runs,
             kinds::an_index_gives_this_machines_image,

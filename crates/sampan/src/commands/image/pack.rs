@@ -1,19 +1,31 @@
 //! `sampan image pack`: what a start reads, as one file.
 
+use std::ffi::OsString;
+use std::time::Instant;
+
 use clap::Args;
+use http::Method;
 use serde_json::Value;
 
-use super::{Form, show, work};
-use crate::commands::Context;
+use super::{Form, reference, show, work};
+use crate::cli::{self, Command, Parsed};
+use crate::client::path;
+use crate::commands::{Context, node, run};
 use crate::failure::{Failure, one_line};
-use crate::output::bytes;
+use crate::limits::TRACE_WRITTEN_MAX;
+use crate::output::{bytes, note};
 use crate::pods::text;
 
 const EXAMPLES: &str = "\
 Examples:
   sampan image pack python:3                                 of the starts that were traced last
   sampan image pack python:3 -- python3 -c 'import numpy'    of the starts of this command
-  sampan image push-index python:3                           then publish it with the index";
+  sampan image push-index python:3                           then publish it with the index
+
+A command that was not traced yet is started: the image is removed and fetched anew for that.";
+
+/// What the service says of an image none of whose starts was traced.
+const UNTRACED: &str = "was traced yet";
 
 /// What to pack.
 #[derive(Debug, Clone, Args)]
@@ -24,15 +36,72 @@ pub(crate) struct PackArgs {
     output: Form,
     /// The image.
     image: String,
-    /// The command whose starts count.
+    /// The command whose starts count, as `sampan run` has it; it must end by itself.
     #[arg(last = true)]
     command: Vec<String>,
 }
 
 /// Runs `sampan image pack`.
 pub(crate) async fn execute(args: &PackArgs, context: &Context) -> Result<i32, Failure> {
-    show(args.output, &work(context, "pack", &args.image, &args.command).await?, line)?;
+    let pack = match work(context, "pack", &args.image, &args.command).await {
+        Err(failure) if !args.command.is_empty() && is_untraced(&failure) => {
+            start(args, context).await?;
+            packed(args, context).await?
+        }
+        other => other?,
+    };
+    show(args.output, &pack, line)?;
     Ok(0)
+}
+
+fn is_untraced(failure: &Failure) -> bool {
+    failure.line.as_ref().is_some_and(|line| line.contains(UNTRACED))
+}
+
+/// Starts the command on an image that is not here, so that what it reads is seen, and waits until the image is.
+async fn start(args: &PackArgs, context: &Context) -> Result<(), Failure> {
+    note(&format!("{}: no start of this command was traced yet; fetching the image anew and starting it", args.image));
+    let node = node::name(context, &args.image).await?;
+    let query = path::query([("reference", reference(&args.image))]);
+    let removed = context.client.call(Method::DELETE, &path::node(&node, &format!("images{query}")), None).await;
+    match removed {
+        Ok(_) => {}
+        Err(error) if error.is_not_found() => {}
+        Err(error) => return Err(error.about(&args.image)),
+    }
+    let words = ["sampan", "run", "--rm", args.image.as_str()].map(OsString::from);
+    let words = words.into_iter().chain(args.command.iter().map(OsString::from));
+    let Parsed::Cli(run) = cli::parse(words)? else { return Ok(()) };
+    let Command::Run(run) = run.command else { return Ok(()) };
+    let code = run::execute(&run, context).await?;
+    if code != 0 {
+        return Err(Failure::explain(
+            &args.image,
+            format_args!("the command ended with code {code}"),
+            "name one that starts as your instances do",
+        ));
+    }
+    work(context, "prefetch", &args.image, &[]).await.map(drop)
+}
+
+/// The pack of a start that has just ended: its trace is written down a moment later.
+async fn packed(args: &PackArgs, context: &Context) -> Result<Value, Failure> {
+    let began = Instant::now();
+    loop {
+        match work(context, "pack", &args.image, &args.command).await {
+            Err(failure) if is_untraced(&failure) && began.elapsed() < TRACE_WRITTEN_MAX => {
+                tokio::time::sleep(TRACE_WRITTEN_MAX / 100).await;
+            }
+            Err(failure) if is_untraced(&failure) => {
+                return Err(Failure::explain(
+                    &args.image,
+                    "its start was not traced, as it is pulled whole: it is small, or this machine cannot do otherwise",
+                    "see: docs/images.md",
+                ));
+            }
+            other => return other,
+        }
+    }
 }
 
 fn line(pack: &Value) -> String {
