@@ -61,6 +61,9 @@ async fn run(store: Weak<Inner>, served: Arc<Served>) {
             Err(error) => ErrorChain(&error).to_string(),
         };
         drop(inner);
+        if served.layer.is_closed() {
+            return;
+        }
         tracing::warn!(layer = %served.diff_id, cause, "a layer could not be completed; this is tried again");
         served.outcome.send_replace(Outcome::Failed(cause));
         tokio::select! {
