@@ -12,21 +12,30 @@ use crate::faults::noisy;
 /// Bytes that pass until a program has read a little of a large image.
 const FIRST_BYTES_MAX: u64 = 6 << 20;
 
+fn details(service: &Service, reference: &str) -> Result<Value> {
+    service.sampan(["image", "inspect", "-o", "json", reference]).finish()?.json()
+}
+
 fn is_complete(service: &Service, reference: &str) -> Result<bool> {
-    let image = service.sampan(["image", "inspect", "-o", "json", reference]).finish()?.json()?;
+    let image = details(service, reference)?;
     let layers = image["layers"].as_array().context("an image without layers")?;
     Ok(layers.iter().all(|layer| layer["complete"] == Value::Bool(true)))
 }
 
-/// Loop devices whose file is still one over FUSE.
-fn arriving_devices() -> Result<usize> {
-    let mut devices = 0;
+/// Whether a loop device reads the local file of an image's uppermost layer.
+fn is_moved(service: &Service, reference: &str) -> Result<bool> {
+    let image = details(service, reference)?;
+    let last = image["layers"].as_array().and_then(|layers| layers.last()).context("an image without layers")?;
+    let diff_id = last["diffId"].as_str().context("a layer without a diffID")?.trim_start_matches("sha256:").to_owned();
+    let blob = service.data_dir().join("images/blobs").join(diff_id);
     for entry in std::fs::read_dir("/sys/block")? {
         // A device may go while it is looked at.
         let backing = std::fs::read_to_string(entry?.path().join("loop/backing_file")).unwrap_or_default();
-        devices += usize::from(backing.contains("sampan-lazy-"));
+        if backing.trim_end() == blob.to_string_lossy() {
+            return Ok(true);
+        }
     }
-    Ok(devices)
+    Ok(false)
 }
 
 pub(crate) fn an_image_that_was_here_runs_before_it_has_arrived(service: &Service) -> Result<()> {
@@ -44,10 +53,10 @@ pub(crate) fn an_image_that_was_here_runs_before_it_has_arrived(service: &Servic
         let passed = link.counts().down_bytes;
         ensure!(passed < FIRST_BYTES_MAX, "{passed} bytes had passed when the program had its page");
         ensure!(!is_complete(service, &reference)?, "it was whole at once: this tests nothing");
-        ensure!(arriving_devices()? > 0, "no device reads an image that is arriving");
+        ensure!(!is_moved(service, &reference)?, "its device reads a file that is not whole");
         // The rest comes without anybody asking, and what is mounted moves to it.
         until("the image is whole", || is_complete(service, &reference))?;
-        until("its devices are moved", || Ok(arriving_devices()? == 0))?;
+        until("its device reads the local file", || is_moved(service, &reference))?;
         drop(link);
         let said = service.sampan(["exec", &instance, "sha256sum", "/noise"]).ok()?;
         ensure!(said == format!("{digest}  /noise"), "wrong bytes: {said}");

@@ -3,8 +3,8 @@
 mod faults;
 mod full_disk;
 mod kinds;
-mod lazy_faults;
 mod lazy;
+mod lazy_faults;
 mod published;
 mod refusals;
 
@@ -41,6 +41,7 @@ fn main() -> ExitCode {
             kinds::a_registry_with_a_login_is_entered,
             kinds::a_digest_names_an_image,
             published::a_published_index_is_used_by_those_who_trust_its_maker,
+            published::a_start_pack_of_a_real_start_serves_elsewhere,
             published::what_cannot_be_published_is_explained,
             refusals::unknown_hosts_and_images,
             refusals::content_that_is_not_what_its_digest_says,
