@@ -10,6 +10,7 @@ use crate::lazy::source::{PublishedImage, PublishedLayer, RecordSource, WantedIm
 use sampan_kit::error_chain::ErrorChain;
 use sampan_oci::digest::Digest;
 use sampan_oci::manifest::Layer;
+use sampan_oci::reference::ImageSource;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -38,7 +39,8 @@ pub(crate) struct Choice {
 /// Chooses. An image whose missing layers are small altogether is pulled: that takes no longer than its readers would wait.
 pub(crate) async fn plan(inner: &Arc<Inner>, wanted: &WantedImage) -> Choice {
     let nothing = Choice { plans: Vec::new(), published: None };
-    if !inner.lazy.is_possible() {
+    // A directory is as near as the cache, and may be gone in a moment.
+    if !inner.lazy.is_possible() || matches!(wanted.source, ImageSource::Layout { .. }) {
         return nothing;
     }
     let layers = || wanted.layers.iter().zip(&wanted.diff_ids);
