@@ -17,6 +17,11 @@ use crate::harness::pod::text;
 use crate::harness::wait::until;
 use crate::service::Service;
 
+/// How many sandboxes a service keeps ready.
+const POOL: usize = 4;
+/// Indexes of layers and traces of starts, which outlive their images.
+const KEPT_OF_IMAGES: [&str; 2] = ["kept", "traces"];
+
 /// What there is of the kinds of things that a service makes, each as `kind: description`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Traces(pub BTreeSet<String>);
@@ -57,7 +62,7 @@ pub fn check(service: &Service, before: &Traces) -> Result<()> {
     note("removing every instance", remove_everything(service));
     note("with every instance removed", nothing_of_instances(service));
     note("removing every image", remove_images(service));
-    note("with every image removed", only_folders(&service.data_dir().join("images"), &["lock"]));
+    note("with every image removed", nothing_of_images(service));
     note("stopping", service.stop());
     note("after the stop", nothing_at_all(service, before));
     ensure!(leaks.is_empty(), "{}", leaks.join("\n"));
@@ -85,7 +90,21 @@ fn nothing_of_instances(service: &Service) -> Result<()> {
     gone.with_context(|| left.join("\n"))
 }
 
+/// What is left and belongs to an instance. Sandboxes that are kept ready belong to nobody, and there are only so many.
 fn traces_of_instances(service: &Service) -> Result<Vec<String>> {
+    let left = traces_of_sandboxes(service)?;
+    let ids: BTreeSet<&str> = left.iter().filter_map(|trace| sandbox_id(trace)).collect();
+    let is_pool = ids.len() <= POOL;
+    Ok(left.iter().filter(|trace| !is_pool || sandbox_id(trace).is_none()).cloned().collect())
+}
+
+/// The part of a path that is a sandbox's id: 16 hexadecimal digits.
+fn sandbox_id(trace: &str) -> Option<&str> {
+    let is_id = |part: &&str| part.len() == 16 && part.bytes().all(|byte| byte.is_ascii_hexdigit());
+    trace.split(['/', ' ']).find(is_id)
+}
+
+fn traces_of_sandboxes(service: &Service) -> Result<Vec<String>> {
     let (data, run) = (service.data_dir(), service.run_dir());
     let mut left = Vec::new();
     for folder in [data.join("sandboxes"), data.join("pods"), data.join("images/incoming"), run.join("sandboxes")] {
@@ -112,6 +131,19 @@ fn remove_images(service: &Service) -> Result<()> {
         let names: Vec<&str> = names.iter().filter_map(Value::as_str).collect();
         let names = if names.is_empty() { vec![text(image, "/id")] } else { names };
         service.sampan(["rmi"].into_iter().chain(names)).ok()?;
+    }
+    Ok(())
+}
+
+/// Images are gone; what is known of them is kept for the next time, within bounds.
+fn nothing_of_images(service: &Service) -> Result<()> {
+    for entry in entries(&service.data_dir().join("images"))? {
+        let path = Path::new(&entry);
+        if path.is_dir() && !KEPT_OF_IMAGES.iter().any(|name| path.ends_with(name)) {
+            only_folders(path, &[])?;
+        } else if !path.is_dir() {
+            ensure!(path.ends_with("lock"), "left: {entry}");
+        }
     }
     Ok(())
 }
