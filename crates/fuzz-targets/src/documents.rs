@@ -69,6 +69,11 @@ pub fn resolv_conf(bytes: &[u8]) -> bool {
     true
 }
 
+/// A chain of network plugins, or what one of them printed.
+pub fn cni(bytes: &[u8]) -> bool {
+    sampan_network::fuzz_cni(bytes)
+}
+
 /// A Kubernetes quantity.
 pub fn quantity(bytes: &[u8]) -> bool {
     Quantity::parse(&String::from_utf8_lossy(bytes)).is_ok()

@@ -15,7 +15,7 @@ mod service;
 pub mod smoke;
 mod streams;
 
-pub use documents::{auth_file, image_config, manifest, placement, quantity, reference, resolv_conf};
+pub use documents::{auth_file, cni, image_config, manifest, placement, quantity, reference, resolv_conf};
 pub use images::{erofs_image, layer_index, layer_tar};
 pub use published::{layer_toc, publication, start_pack, start_trace};
 pub use service::{agent_files, api_body, api_patch, api_selector, remote_stream, seccomp_profile};
@@ -31,12 +31,13 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 25] = [
+pub const TARGETS: [Target; 26] = [
     Target { name: "agent_files", run: agent_files },
     Target { name: "api_body", run: api_body },
     Target { name: "api_patch", run: api_patch },
     Target { name: "api_selector", run: api_selector },
     Target { name: "auth_file", run: auth_file },
+    Target { name: "cni", run: cni },
     Target { name: "erofs_image", run: erofs_image },
     Target { name: "fuse_request", run: fuse_request },
     Target { name: "gzip", run: gzip },

@@ -3,6 +3,7 @@
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
+use crate::cni::CniConfig;
 use crate::error::NetworkError;
 use crate::limits::{
     INSTANCE_BYTES_MAX, INTERFACE_ID_BYTES, IPV4_POOL_PREFIX_MAX, IPV4_POOL_PREFIX_MIN, IPV6_POOL_PREFIX_MAX,
@@ -47,6 +48,8 @@ pub struct NetworkConfig {
     pub ipv6_pool: Option<Prefix>,
     /// `None` takes that of the interface of the host's default route.
     pub mtu: Option<u32>,
+    /// Networks are made by others' programs instead; all of the above but the folders is then of no matter.
+    pub cni: Option<CniConfig>,
     /// The host's resolver configuration.
     pub resolv_conf: PathBuf,
     /// The full list of upstream servers that systemd-resolved keeps, for when `resolv_conf` names only its stub.
@@ -63,6 +66,7 @@ impl NetworkConfig {
             ipv4_pool: None,
             ipv6_pool: None,
             mtu: None,
+            cni: None,
             resolv_conf: "/etc/resolv.conf".into(),
             resolved_upstream: "/run/systemd/resolve/resolv.conf".into(),
         }

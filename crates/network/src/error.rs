@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use sampan_sys::netlink::NetlinkError;
 
+use crate::cni::CniError;
 use crate::port::Protocol;
 use crate::prefix::Prefix;
 
@@ -92,6 +93,9 @@ pub enum NetworkError {
         #[source]
         source: io::Error,
     },
+    /// Somebody else's program failed, or was asked for what it cannot do.
+    #[error(transparent)]
+    Cni(#[from] CniError),
     #[error("the network of this service is stopped")]
     Stopped,
 }

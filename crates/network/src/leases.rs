@@ -264,7 +264,7 @@ fn file_name(sandbox: &str) -> String {
     format!("{sandbox}.json")
 }
 
-fn make_dir(dir: &Path) -> Result<(), NetworkError> {
+pub(crate) fn make_dir(dir: &Path) -> Result<(), NetworkError> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|source| NetworkError::File {
         operation: "make",
         path: dir.to_owned(),

@@ -17,6 +17,7 @@
 
 mod bandwidth;
 mod cable;
+mod cni;
 mod config;
 mod conntrack;
 mod dns;
@@ -40,6 +41,7 @@ mod shared_firewall;
 mod sysctl;
 
 pub use bandwidth::{Bandwidth, EGRESS_ANNOTATION, INGRESS_ANNOTATION, InvalidBandwidth, Rate};
+pub use cni::{CniConfig, CniError, fuzz_cni};
 pub use config::NetworkConfig;
 pub use dns::{DnsPolicy, DnsSettings, HostAlias, fuzz_resolv_conf};
 pub use error::{NetworkError, PortHolder};

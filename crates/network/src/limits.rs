@@ -63,6 +63,17 @@ pub const SEGMENTED_PACKET_BYTES_MAX: u32 = 64 << 10;
 pub const POLICED_BYTES_PER_SECOND_MAX: u64 = 10_000_000_000;
 const _: () = assert!((POLICED_BYTES_PER_SECOND_MAX + (32 << 20)).checked_mul(1_000_000_000).is_some());
 
+/// Chains of plugins are pages of text, results of them a few lines; both are read whole.
+pub const CNI_CONFIG_BYTES_MAX: u64 = 1 << 20;
+pub const CNI_OUTPUT_BYTES_MAX: usize = 256 << 10;
+pub const CNI_PLUGINS_MAX: usize = 32;
+/// Addresses, or interfaces, of one sandbox.
+pub const CNI_ADDRESSES_MAX: usize = 64;
+/// What is repeated of a plugin's complaint.
+pub const CNI_MESSAGE_CHARS_MAX: usize = 300;
+/// A plugin may have to ask a server for an address.
+pub const CNI_PLUGIN_DEADLINE: Duration = Duration::from_secs(30);
+
 /// What is read of a `resolv.conf`; the C library reads three name servers and lines of some 1,000 bytes.
 pub const RESOLV_CONF_BYTES_MAX: u64 = 64 << 10;
 /// `MAXNS` of the C library: name servers beyond the third are never asked.

@@ -10,13 +10,15 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::bandwidth::Bandwidth;
+use crate::cni::Cni;
 use crate::config::NetworkConfig;
 use crate::dns::{self, DnsSettings, HostAlias};
 use crate::error::NetworkError;
@@ -95,35 +97,34 @@ type Job = Box<dyn FnOnce(&mut Host) + Send>;
 /// See the head of this file.
 #[derive(Debug)]
 pub struct Network {
-    jobs: mpsc::Sender<Job>,
+    engine: Engine,
     resolv_conf: PathBuf,
     resolved_upstream: PathBuf,
+}
+
+#[derive(Debug)]
+enum Engine {
+    /// Our own, on its thread.
+    Routed(mpsc::Sender<Job>),
+    /// Others' programs.
+    Plugins(Arc<Cni>),
 }
 
 impl Network {
     /// Takes over what an earlier run left under this instance name and state directory, and sets up the rest. Call
     /// [`Network::reconcile`] before the first attachment, once it is known which sandboxes live on.
     pub async fn open(config: NetworkConfig) -> Result<Self, NetworkError> {
-        let (jobs, mut queue) = mpsc::channel::<Job>(JOBS_QUEUED_MAX);
-        let (opened, outcome) = oneshot::channel();
-        let runtime = Handle::current();
         let (resolv_conf, resolved_upstream) = (config.resolv_conf.clone(), config.resolved_upstream.clone());
-        std::thread::Builder::new()
-            .name("network".to_owned())
-            .spawn(move || {
-                let mut host = match Host::open(&config, runtime) {
-                    Ok(host) => host,
-                    Err(error) => return drop(opened.send(Err(error))),
-                };
-                if opened.send(Ok(())).is_ok() {
-                    while let Some(job) = queue.blocking_recv() {
-                        job(&mut host);
-                    }
-                }
-            })
-            .map_err(|source| NetworkError::System { operation: "start the network's thread", source })?;
-        outcome.await.map_err(|_gone| NetworkError::Stopped)??;
-        Ok(Self { jobs, resolv_conf, resolved_upstream })
+        let engine = match config.cni.clone() {
+            Some(cni) => Engine::Plugins(Arc::new(Cni::open(cni, &config.state_dir)?)),
+            None => Engine::Routed(open_routed(config).await?),
+        };
+        Ok(Self { engine, resolv_conf, resolved_upstream })
+    }
+
+    /// Whether others' programs make the network, which want to know beforehand whose it will be.
+    pub fn is_made_by_plugins(&self) -> bool {
+        matches!(self.engine, Engine::Plugins(_))
     }
 
     /// Connects a sandbox's fresh network namespace: loopback up, `eth0` with its addresses and routes, ports
@@ -138,7 +139,13 @@ impl Network {
             .try_clone_to_owned()
             .map_err(|source| NetworkError::System { operation: "keep the sandbox's network namespace", source })?;
         let (sandbox, options) = (sandbox.to_owned(), options.clone());
-        match self.ask(move |host| host.attach(&sandbox, &netns, &options)).await? {
+        let attached = match &self.engine {
+            Engine::Plugins(cni) => {
+                return call(cni, move |cni| cni.attach(&sandbox, netns.as_fd(), &options)).await;
+            }
+            Engine::Routed(jobs) => ask(jobs, move |host| host.attach(&sandbox, &netns, &options)).await?,
+        };
+        match attached {
             Ok(attachment) => Ok(attachment),
             Err(AttachFailure { error, released }) => {
                 release(released).await;
@@ -147,25 +154,43 @@ impl Network {
         }
     }
 
+    /// Whether an attached sandbox still has what it was given, as far as its network can tell.
+    pub async fn check(&self, sandbox: &str, netns: BorrowedFd<'_>) -> Result<(), NetworkError> {
+        let Engine::Plugins(cni) = &self.engine else { return Ok(()) };
+        let netns = netns
+            .try_clone_to_owned()
+            .map_err(|source| NetworkError::System { operation: "keep the sandbox's network namespace", source })?;
+        let sandbox = sandbox.to_owned();
+        call(cni, move |cni| cni.check(&sandbox, netns.as_fd())).await
+    }
+
     /// Withdraws ports and address. The cable is left to the end of the sandbox's namespace, which the caller brings
     /// about. Detaching what is not attached is no error.
     pub async fn detach(&self, sandbox: &str) -> Result<(), NetworkError> {
         let sandbox = sandbox.to_owned();
-        release(self.ask(move |host| host.detach(&sandbox)).await??).await;
+        match &self.engine {
+            Engine::Plugins(cni) => call(cni, move |cni| cni.detach(&sandbox)).await?,
+            Engine::Routed(jobs) => release(ask(jobs, move |host| host.detach(&sandbox)).await??).await,
+        }
         Ok(())
     }
 
     /// Removes whatever belongs to no sandbox in `keep`, says what that was, and mends the rest (table, held ports).
     pub async fn reconcile(&self, keep: &HashSet<String>) -> Result<Vec<String>, NetworkError> {
         let keep = keep.clone();
-        let (removed, ports) = self.ask(move |host| host.reconcile(&keep)).await??;
+        let jobs = match &self.engine {
+            Engine::Plugins(cni) => return call(cni, move |cni| cni.reconcile(&keep)).await,
+            Engine::Routed(jobs) => jobs,
+        };
+        let (removed, ports) = ask(jobs, move |host| host.reconcile(&keep)).await??;
         release(ports).await;
         Ok(removed)
     }
 
     /// Stops, and when nothing is attached removes the table and the interfaces. Kernel settings stay as they are.
     pub async fn close(&self) -> Result<(), NetworkError> {
-        let (closed, ports) = self.ask(Host::close).await??;
+        let Engine::Routed(jobs) = &self.engine else { return Ok(()) };
+        let (closed, ports) = ask(jobs, Host::close).await??;
         release(ports).await;
         if !closed {
             tracing::info!("sandboxes are attached; their network stays");
@@ -176,29 +201,47 @@ impl Network {
     /// Puts back what other programs have taken away: the table after somebody flushed all rules, the way through a
     /// shared firewall after its reload, ports that could not be held. Cheap enough for every minute.
     pub async fn mend(&self) -> Result<(), NetworkError> {
-        self.ask(Host::mend).await?
+        match &self.engine {
+            Engine::Plugins(_) => Ok(()),
+            Engine::Routed(jobs) => ask(jobs, Host::mend).await?,
+        }
     }
 
     /// What a sandbox received and sent.
     pub async fn usage(&self, sandbox: &str) -> Result<Usage, NetworkError> {
         let sandbox = sandbox.to_owned();
-        self.ask(move |host| host.usage(&sandbox)).await?
+        match &self.engine {
+            Engine::Plugins(cni) => {
+                let all = call(cni, |cni| cni.usage()).await?;
+                all.get(&sandbox).copied().ok_or(NetworkError::NotAttached { sandbox })
+            }
+            Engine::Routed(jobs) => ask(jobs, move |host| host.usage(&sandbox)).await?,
+        }
     }
 
     /// The same of all attached sandboxes, by one request to the kernel.
     pub async fn usage_of_all(&self) -> Result<HashMap<String, Usage>, NetworkError> {
-        self.ask(|host| host.usage_of_all()).await?
+        match &self.engine {
+            Engine::Plugins(cni) => call(cni, |cni| cni.usage()).await,
+            Engine::Routed(jobs) => ask(jobs, |host| host.usage_of_all()).await?,
+        }
     }
 
     /// What an attached sandbox has; `None` when it is not attached.
     pub async fn attachment(&self, sandbox: &str) -> Result<Option<Attachment>, NetworkError> {
         let sandbox = sandbox.to_owned();
-        self.ask(move |host| host.attachment(&sandbox)).await
+        match &self.engine {
+            Engine::Plugins(cni) => call(cni, move |cni| cni.attachment(&sandbox)).await,
+            Engine::Routed(jobs) => ask(jobs, move |host| host.attachment(&sandbox)).await,
+        }
     }
 
     /// Firewall chains of others that may stop sandboxes' packets, each with the way out.
     pub async fn obstacles(&self) -> Result<Vec<Obstacle>, NetworkError> {
-        self.ask(|host| host.obstacles()).await?
+        match &self.engine {
+            Engine::Plugins(_) => Ok(Vec::new()),
+            Engine::Routed(jobs) => ask(jobs, |host| host.obstacles()).await?,
+        }
     }
 
     /// The text of a sandbox's `/etc/resolv.conf`; reads the host's anew each time.
@@ -210,19 +253,51 @@ impl Network {
     pub fn hosts_file(&self, hostname: &str, addresses: &[IpAddr], aliases: &[HostAlias]) -> String {
         dns::hosts_file(hostname, addresses, aliases)
     }
+}
 
-    async fn ask<T: Send + 'static>(
-        &self,
-        question: impl FnOnce(&mut Host) -> T + Send + 'static,
-    ) -> Result<T, NetworkError> {
-        let (reply, answer) = oneshot::channel();
-        let job: Job = Box::new(move |host| {
-            // Whoever asked may have gone; the work is done all the same.
-            drop(reply.send(question(host)));
-        });
-        self.jobs.send(job).await.map_err(|_closed| NetworkError::Stopped)?;
-        answer.await.map_err(|_gone| NetworkError::Stopped)
-    }
+/// Starts the thread that owns everything.
+async fn open_routed(config: NetworkConfig) -> Result<mpsc::Sender<Job>, NetworkError> {
+    let (jobs, mut queue) = mpsc::channel::<Job>(JOBS_QUEUED_MAX);
+    let (opened, outcome) = oneshot::channel();
+    let runtime = Handle::current();
+    std::thread::Builder::new()
+        .name("network".to_owned())
+        .spawn(move || {
+            let mut host = match Host::open(&config, runtime) {
+                Ok(host) => host,
+                Err(error) => return drop(opened.send(Err(error))),
+            };
+            if opened.send(Ok(())).is_ok() {
+                while let Some(job) = queue.blocking_recv() {
+                    job(&mut host);
+                }
+            }
+        })
+        .map_err(|source| NetworkError::System { operation: "start the network's thread", source })?;
+    outcome.await.map_err(|_gone| NetworkError::Stopped)??;
+    Ok(jobs)
+}
+
+async fn ask<T: Send + 'static>(
+    jobs: &mpsc::Sender<Job>,
+    question: impl FnOnce(&mut Host) -> T + Send + 'static,
+) -> Result<T, NetworkError> {
+    let (reply, answer) = oneshot::channel();
+    let job: Job = Box::new(move |host| {
+        // Whoever asked may have gone; the work is done all the same.
+        drop(reply.send(question(host)));
+    });
+    jobs.send(job).await.map_err(|_closed| NetworkError::Stopped)?;
+    answer.await.map_err(|_gone| NetworkError::Stopped)
+}
+
+/// Runs plugins off the event loop.
+async fn call<T: Send + 'static>(
+    cni: &Arc<Cni>,
+    work: impl FnOnce(&Cni) -> Result<T, NetworkError> + Send + 'static,
+) -> Result<T, NetworkError> {
+    let cni = Arc::clone(cni);
+    tokio::task::spawn_blocking(move || work(&cni)).await.map_err(|_panicked| NetworkError::Stopped)?
 }
 
 async fn release(ports: Vec<HeldPort>) {

@@ -68,7 +68,7 @@ async fn carried(from: &Namespace, to: &Namespace, address: &str, settling: Dura
 #[track_caller]
 fn assert_within(measured: f64, bits: u64, what: &str) {
     let part = measured / bits as f64;
-    println!("{what}: {:.2} Mbit/s of {:.2} ({:.1} %)", measured / 1e6, bits as f64 / 1e6, part * 100.0);
+    eprintln!("{what}: {:.2} Mbit/s of {:.2} ({:.1} %)", measured / 1e6, bits as f64 / 1e6, part * 100.0);
     assert!((part - 1.0).abs() <= TOLERANCE, "{what}: {measured:.0} bit/s instead of {bits}");
 }
 
@@ -106,7 +106,7 @@ fn a_root_inside_cannot_make_itself_faster() {
         assert!(!pod.inside.tool("tc qdisc show dev eth0").await.contains("tbf"), "its bucket is gone");
         // The policer's bucket holds a second's worth, which has to be spent first.
         let policed = carried(&pod.inside, &world.host, HOST4, Duration::from_secs(4)).await;
-        println!("policed: {:.2} Mbit/s", policed / 1e6);
+        eprintln!("policed: {:.2} Mbit/s", policed / 1e6);
         assert!(policed <= BITS as f64 * (1.0 + TOLERANCE), "{policed:.0} bit/s where {BITS} are allowed");
         world.host.tool("nft delete table inet sampan-rates").await;
         let free = carried(&pod.inside, &world.host, HOST4, SETTLING).await;

@@ -159,7 +159,8 @@ impl Runtime {
                 .map_err(RuntimeError::host("make the data folder"))?;
         }
         let journal = Journal::open(&config.data_dir.join("journal.db"))?;
-        let pool = Pool::new(config.pool_size);
+        // Plugins want to know whose a network will be.
+        let pool = Pool::new(if network.is_made_by_plugins() { 0 } else { config.pool_size });
         let trash = Trash::open(config.data_dir.join("trash")).map_err(RuntimeError::host("make the data folder"))?;
         let workshop = Arc::new(Workshop { sandboxes, network, journal, config, trash });
         Ok(Self { workshop, pool, recovered: OnceCell::new() })
@@ -373,6 +374,11 @@ impl Runtime {
         let attachment = workshop.network.attachment(&row.id).await?;
         if attachment.is_none() && !config.host_network {
             return Err(RuntimeError::Refused("its address is no longer known".to_owned()));
+        }
+        if !config.host_network
+            && let Err(error) = workshop.network.check(&row.id, sandbox.network_namespace()).await
+        {
+            tracing::warn!(sandbox = %row.id, %error, "its network is not as it was left");
         }
         let (image, room) = (workshop.disk_image(&row.id), workshop.config.mount_room.clone());
         let disk = tokio::task::spawn_blocking(move || writable::mount_image(&image, room.as_deref()));

@@ -40,6 +40,12 @@ pub(crate) struct ServeArgs {
     /// The IPv6 addresses for instances (default: a unique local prefix).
     #[arg(long, value_name = "CIDR", value_parser = values::cidr6)]
     pub(crate) pod_cidr6: Option<String>,
+    /// Have networks made by the chain of CNI plugins that is configured in this folder, in place of the built-in network.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) cni_config_dir: Option<PathBuf>,
+    /// Where the plugins' programs are.
+    #[arg(long, value_name = "DIR", default_value = "/opt/cni/bin")]
+    pub(crate) cni_bin_dir: PathBuf,
     /// A registry, HOST or HOST:PORT, that may be reached by plain HTTP or with a certificate nobody vouches for.
     #[arg(long, value_name = "HOST")]
     pub(crate) insecure_registry: Vec<String>,
@@ -88,6 +94,10 @@ impl ServeArgs {
         option("--sandbox-pool", self.sandbox_pool.to_string().into());
         option("--role", word(self.role));
         option("--cgroup-driver", word(self.cgroup_driver));
+        option("--cni-bin-dir", self.cni_bin_dir.clone().into());
+        if let Some(path) = &self.cni_config_dir {
+            option("--cni-config-dir", path.into());
+        }
         if let Some(path) = &self.cri_listen {
             option("--cri-listen", path.into());
         }
@@ -211,7 +221,7 @@ mod tests {
 
     #[test]
     fn options_survive_the_way_to_a_child_process() {
-        let line = "sampan internal daemon --data-dir /d --run-dir /r --instance t1 --listen none --pod-cidr4 10.9.0.0/24 \
+        let line = "sampan internal daemon --data-dir /d --run-dir /r --instance t1 --listen none --pod-cidr4 10.9.0.0/24 --cni-config-dir /n --cni-bin-dir /b \
                     --insecure-registry a:5000 --insecure-registry b --registry-mirror docker.io=m:5000 --image-size-max 3Gi --image-cache-max 9Gi --image-bandwidth 1Mi --sandbox-pool 7 --role cri --cri-listen /c.sock --cgroup-driver systemd --pin-image p:1 --descriptor api=7";
         let Command::Internal(first) = Cli::try_parse_from(line.split_whitespace()).unwrap().command else { panic!() };
         let mut words: Vec<OsString> = ["sampan", "internal", "daemon"].map(OsString::from).to_vec();

@@ -13,7 +13,7 @@ use sampan_controllers::{Scheduler, cleanup};
 use sampan_image::publish::CacheLocation;
 use sampan_image::{ImageError, ImageStore, ImageStoreConfig};
 use sampan_kit::quantity::Quantity;
-use sampan_network::{Network, NetworkConfig};
+use sampan_network::{CniConfig, Network, NetworkConfig};
 use sampan_node::{Node, NodeConfig};
 use sampan_registry::RegistryConfig;
 use sampan_runtime::{Runtime, RuntimeConfig};
@@ -200,6 +200,8 @@ fn image_config(
 fn network_config(args: &ServeArgs) -> anyhow::Result<NetworkConfig> {
     let mut config = NetworkConfig::new(&args.instance, args.data_dir.join("network"));
     config.lease_dir = args.run_dir.join("network");
+    config.cni =
+        args.cni_config_dir.clone().map(|config_dir| CniConfig { config_dir, bin_dir: args.cni_bin_dir.clone() });
     if let Some(text) = &args.pod_cidr4 {
         config.ipv4_pool = Some(text.parse().with_context(|| format!("--pod-cidr4: {text}"))?);
     }
