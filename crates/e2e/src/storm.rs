@@ -34,6 +34,8 @@ const ASKED_AGAIN: &str = "readers whom an earlier service left waiting are serv
 const LOOKS_MAX: u32 = 300;
 /// What a slow link is.
 const LINK: Shape = Shape::new(5, Some(120));
+/// How long a daemon lives at least after it answers, but for second kills: one that dies as soon as it is ready is held back.
+const CALM: Duration = Duration::from_millis(400);
 /// How long a new daemon may take until it is asked again.
 const AGAIN_MAX: Duration = Duration::from_secs(3);
 
@@ -239,6 +241,7 @@ impl Storm<'_> {
             moments.extend(second);
         }
         self.service.wait_until_it_answers()?;
+        std::thread::sleep(CALM);
         Ok(moments)
     }
 

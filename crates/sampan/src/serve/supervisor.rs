@@ -39,7 +39,7 @@ const RESTART_DELAY: (Duration, Duration) = (Duration::from_millis(50), Duration
 /// A child that lived this long starts the delays over.
 const RESTART_FORGIVEN_AFTER: Duration = Duration::from_secs(60);
 /// The same for one that had become ready: readers of images that are still arriving wait for its successor.
-const RESTART_FORGIVEN_READY_AFTER: Duration = Duration::from_secs(1);
+const RESTART_FORGIVEN_READY_AFTER: Duration = Duration::from_millis(200);
 /// How long a daemon that has closed its end of everything may take to be gone.
 const SILENCE_MAX: Duration = Duration::from_millis(300);
 /// How long a killed child is waited for at the end of the service.
