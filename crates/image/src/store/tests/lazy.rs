@@ -1,13 +1,17 @@
 //! Images that are mounted before they are here, from the first read to the last: through the kernel's EROFS, loop and FUSE.
 
 use super::*;
+use crate::index::{LayerIndex, front_range};
 use crate::lazy::event::ImageEvent;
+use crate::lazy::source::{PublishedImage, PublishedLayer, RecordSource, SourceError, WantedImage};
 use crate::testing::compressed;
 use crate::testing::layout::{LayerBytes, TAR_GZIP};
 use crate::testing::registry::{Fault, Registry};
+use async_trait::async_trait;
 use sampan_oci::media_type::Compression;
 use sampan_sys::keeper::{DescriptorKeeper, KeptDescriptors};
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::AtomicUsize;
 
 /// What this machine must have: root, loop devices, and FUSE as Linux has it since 6.9.
 fn is_possible() -> bool {
@@ -89,6 +93,10 @@ impl Stage {
     }
 
     async fn open(&mut self) -> ImageStore {
+        self.open_with(None).await
+    }
+
+    async fn open_with(&mut self, index_source: Option<Arc<dyn IndexSource>>) -> ImageStore {
         let keeper = self.supervisor.keeper();
         let registry =
             RegistryConfig { insecure: vec![self.registry.address.to_string()], ..RegistryConfig::default() };
@@ -97,7 +105,14 @@ impl Stage {
         config.lazy_bytes_min = 1 << 20;
         // Nothing is brought but what is asked for, as long as the test is short.
         config.background_bytes_per_second = Some(1000);
-        let store = ImageStore::open(config).await.unwrap();
+        config.index_source = index_source;
+        let store = loop {
+            // Tasks of an older store may hold its lock for a moment.
+            match ImageStore::open(config.clone()).await {
+                Err(ImageError::Locked { .. }) => tokio::task::yield_now().await,
+                opened => break opened.unwrap(),
+            }
+        };
         self.supervisor.drain();
         store
     }
@@ -272,5 +287,71 @@ async fn an_image_that_goes_while_it_arrives_leaves_nothing() {
     let pulled = store.pull(&stage.reference, PullPolicy::IfNotPresent, ProgressSender::none()).await.unwrap();
     assert_eq!(pulled.id, image.id);
     assert!(store.is_complete(&image));
+    store.close().await;
+}
+
+/// Published indexes, as somebody whom this node trusts gives them; counts how often it is asked.
+#[derive(Debug, Default)]
+struct Published {
+    indexes: Vec<Vec<u8>>,
+    asked: AtomicUsize,
+}
+
+/// An index file in memory.
+struct Bytes(Vec<u8>);
+
+#[async_trait]
+impl RecordSource for Bytes {
+    async fn read(&self, range: std::ops::Range<u64>) -> Result<bytes::Bytes, SourceError> {
+        Ok(bytes::Bytes::copy_from_slice(&self.0[range.start as usize..range.end as usize]))
+    }
+}
+
+#[async_trait]
+impl IndexSource for Published {
+    async fn find(&self, wanted: &WantedImage) -> Option<PublishedImage> {
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        let layer = |diff_id| {
+            let file = self.indexes.iter().find(|file| LayerIndex::decode(file).unwrap().diff_id == diff_id)?;
+            let front_end = front_range(file).unwrap().end;
+            Some(PublishedLayer {
+                front: LayerIndex::decode(file).unwrap(),
+                front_end,
+                records: Arc::new(Bytes(file.clone())),
+            })
+        };
+        let layers = wanted.diff_ids.iter().map(|diff_id| layer(*diff_id)).collect();
+        Some(PublishedImage { layers, pack: None, trace: Vec::new() })
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_published_index_is_used_and_found_again_after_a_kill() {
+    if !is_possible() {
+        return;
+    }
+    let mut stage = Stage::new().await;
+    drop(stage.forgotten().await);
+    let kept = stage.directory.path().join("images/kept");
+    let indexes = stage.folder("kept").into_iter().map(|name| fs::read(kept.join(name)).unwrap()).collect();
+    fs::remove_dir_all(&kept).unwrap();
+    let published = Arc::new(Published { indexes, asked: AtomicUsize::new(0) });
+    let store = stage.open_with(Some(published.clone())).await;
+    let image = stage.ensure(&store).await;
+    assert_eq!(stage.folder("lazy").len(), 2);
+    let mount = store.mount(&image).unwrap();
+    let (name, data) = &stage.contents[4];
+    assert!(read_file(&mount, name).await.unwrap() == *data);
+    assert_eq!(published.asked.load(Ordering::Relaxed), 1);
+    drop((image, store));
+    let store = stage.open_with(Some(published.clone())).await;
+    let (name, data) = &stage.contents[21];
+    assert!(read_file(&mount, name).await.unwrap() == *data);
+    assert_eq!(published.asked.load(Ordering::Relaxed), 2, "it was needed again, once");
+    let image = stage.ensure(&store).await;
+    store.complete(&image).await.unwrap();
+    for (name, data) in &stage.contents {
+        assert!(read_file(&mount, name).await.unwrap() == *data, "{name}");
+    }
     store.close().await;
 }
