@@ -324,7 +324,7 @@ impl Worker {
                     let (was_started, was_ready) = crate::status::health(self.object.status.as_ref(), &name);
                     self.lifecycle.resumed(index, since, was_started, was_ready);
                 }
-                self.hold_images().await;
+                self.hold_images();
                 self.sandbox_ready(pod);
             }
             Err(error) => {

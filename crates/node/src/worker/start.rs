@@ -92,18 +92,21 @@ impl Worker {
         shared
     }
 
-    /// After a restart of the service: the images of this pod's containers are in use again.
-    pub(super) async fn hold_images(&mut self) {
+    /// After a restart of the service: the images of this pod's containers are in use again. Nobody is asked whether the pod
+    /// may have what it runs already.
+    pub(super) fn hold_images(&mut self) {
         let object = Arc::clone(&self.object);
         for (_, container) in object.spec.iter().flat_map(spec::containers) {
             let reference = container.image.as_deref().unwrap_or_default();
-            let held = self.services.images.ensure(reference, PullPolicy::Never, ProgressSender::none()).await;
-            match held {
-                Ok(image) => {
+            // What it was started from, even if the name means another image by now.
+            let known = self.image_ids.get(&container.name).filter(|id| !id.is_empty());
+            let held = known.and_then(|id| self.services.images.find(id));
+            match held.or_else(|| self.services.images.find(reference)) {
+                Some(image) => {
                     self.image_ids.insert(container.name.clone(), image.id.to_string());
                     self.held_images.insert(container.name.clone(), image);
                 }
-                Err(error) => tracing::debug!(pod = %self.key, reference, %error, "a container's image is not here"),
+                None => tracing::debug!(pod = %self.key, reference, "a container's image is not here"),
             }
         }
     }
