@@ -15,8 +15,8 @@ pub(crate) const BACKGROUND_AT_ONCE: usize = 2;
 /// How long prefetch is held back between two chunks.
 pub(crate) const PREFETCH_PAUSE_MAX: Duration = Duration::from_millis(500);
 /// How long readers must have been quiet before the background goes on, and how long it is held back at most.
-pub(crate) const BACKGROUND_QUIET: Duration = Duration::from_millis(1500);
-pub(crate) const BACKGROUND_PAUSE_MAX: Duration = Duration::from_secs(5);
+pub(crate) const BACKGROUND_QUIET: Duration = Duration::from_secs(3);
+pub(crate) const BACKGROUND_PAUSE_MAX: Duration = Duration::from_secs(10);
 /// Bytes of the compressed layer that the background asks for at a time, and how many of those ahead of what it unpacks.
 pub(crate) const BACKGROUND_PART_BYTES: u64 = 4 << 20;
 pub(crate) const BACKGROUND_PARTS_AHEAD: usize = 2;

@@ -161,7 +161,7 @@ impl Traffic {
             Class::Background => &self.counters.background_bytes,
         };
         counter.fetch_add(bytes, Ordering::Relaxed);
-        if class == Class::Demand {
+        if class != Class::Background {
             self.expect_readers();
         }
         if class == Class::Background

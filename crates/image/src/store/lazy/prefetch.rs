@@ -4,6 +4,7 @@ use super::super::{Image, ImageStore, Inner};
 use super::{Outcome, Served};
 use crate::lazy::layer::LazyLayer;
 use crate::lazy::source::{PackReader, PackedPages, PageNumber, PublishedImage, Touch};
+use crate::lazy::traffic::Traffic;
 use crate::trace::shape_of;
 use crate::tree::BLOCK_BYTES;
 use sampan_kit::error_chain::ErrorChain;
@@ -30,7 +31,8 @@ pub(crate) fn prefetch(inner: &Inner, manifest: &Digest, diff_ids: &[Digest], pu
     match pack {
         Some(pack) => {
             expect(&layers, pack.as_ref());
-            runtime.spawn(async move { bring_pack(layers, pack, trace).await });
+            let traffic = inner.lazy.around.traffic.clone();
+            runtime.spawn(async move { bring_pack(layers, pack, trace, &traffic).await });
         }
         None => follow_trace(&layers, &trace),
     }
@@ -48,11 +50,14 @@ fn expect(layers: &Layers, pack: &dyn PackReader) {
     }
 }
 
-async fn bring_pack(layers: Layers, mut pack: Box<dyn PackReader>, trace: Vec<Touch>) {
+async fn bring_pack(layers: Layers, mut pack: Box<dyn PackReader>, trace: Vec<Touch>, traffic: &Traffic) {
+    // Readers wait for it: the background keeps off the line.
+    let urgent = traffic.urgent();
     let mut failed = false;
     loop {
         match pack.next().await {
             Ok(Some(pages)) => {
+                traffic.expect_readers();
                 if let Err(error) = accept(&layers, &pages).await {
                     tracing::warn!(%error, "a start pack cannot be kept");
                     failed = true;
@@ -67,6 +72,7 @@ async fn bring_pack(layers: Layers, mut pack: Box<dyn PackReader>, trace: Vec<To
             }
         }
     }
+    drop(urgent);
     for layer in layers.values() {
         layer.pack_ended();
     }
