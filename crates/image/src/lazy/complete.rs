@@ -13,6 +13,7 @@
 use super::error::LazyError;
 use super::layer::LazyLayer;
 use super::traffic::Class;
+use crate::error::ImageError;
 use crate::index::{LayerIndex, SpanEntry, front_range};
 use crate::limits::{BUFFER_BYTES, CHUNKS_QUEUED};
 use crate::tree::BLOCK_BYTES;
@@ -213,7 +214,11 @@ fn compare_index(layer: &LazyLayer, made: &[u8]) -> Result<(), CompletionError> 
     let untrue =
         |what: &str| CompletionError::Untrue(format!("the index of layer {} {what}", layer.index().layer_digest));
     let made_index = LayerIndex::decode(made).map_err(UnpackError::from)?;
-    let used_index = layer.read_whole_index().map_err(|error| untrue(&ErrorChain(&error).to_string()))?;
+    let used_index = layer.read_whole_index().map_err(|error| match error {
+        // A layer that was given up meanwhile has no files; that says nothing of what they said.
+        ImageError::File { .. } => CompletionError::Compare(io::Error::other(error)),
+        error => untrue(&ErrorChain(&error).to_string()),
+    })?;
     if used_index == made_index {
         return Ok(());
     }
