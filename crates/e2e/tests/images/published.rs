@@ -83,3 +83,40 @@ pub(crate) fn what_cannot_be_published_is_explained(service: &Service) -> Result
     service.sampan(["image", "keys", "add", "x", "rubbish:1"]).finish()?.fails_with(1, &["sampan-ed25519-public"])?;
     service.sampan(["image", "gc", "--keep", "1Ti"]).ok().map(drop)
 }
+
+pub(crate) fn a_start_pack_of_a_real_start_serves_elsewhere(service: &Service) -> Result<()> {
+    let truth = publish(service, "published/packed:1", 7003)?;
+    let own = service.registry.reference("published/packed:1");
+    service.sampan(["rmi", &own]).ok()?;
+    // Not so fast that the image has arrived before the start has read it.
+    let registry = UnrulyRegistry::in_front_of(service.registry.address())?;
+    let reference = registry.reference("published/packed:1");
+    registry.commit(&[Fault::Slow { bytes_per_second: 4 << 20 }]);
+    let start = ["head", "-c", "300000", "/noise"];
+    let command: Vec<&str> = ["image", "pack", "-o", "json", &reference, "--"].into_iter().chain(start).collect();
+    let report = service.sampan(&command).finish()?.expect(0)?.json()?;
+    ensure!(report["pages"].as_u64() >= Some(74), "the start read more than that: {report}");
+    registry.commit(&[]);
+    service.sampan(["pull", &own]).ok()?;
+    let published = json(service, ["image", "push-index", "-o", "json", &own])?;
+    let kinds: Vec<&str> =
+        published["files"].as_array().into_iter().flatten().filter_map(|file| file["kind"].as_str()).collect();
+    ensure!(kinds.ends_with(&["pack", "trace"]), "{kinds:?}");
+    let traced = json(service, ["image", "trace", "-o", "json", &own])?;
+    ensure!(traced["traces"][0]["command"] == "head -c 0 /noise", "{traced}");
+
+    let keys = json(service, ["image", "keys", "-o", "json"])?;
+    let other = Service::prepare("packed")?;
+    other.serve()?;
+    other.sampan(["image", "keys", "add", "maker", keys["keys"][0]["key"].as_str().context("no key")?]).ok()?;
+    registry.commit(&[SLOW]);
+    other.sampan(["run", "-d", "--name", "packed", &reference, "sleep", "1000"]).ok()?;
+    ensure!(!is_complete(&other, &reference)?, "the image arrived before its container ran: this tests nothing");
+    registry.commit(&[]);
+    let said = other.sampan(["exec", "packed", "sha256sum", "/noise"]).ok()?;
+    ensure!(said == truth, "wrong bytes: {said}");
+    until("the image is complete", || is_complete(&other, &reference))?;
+    ensure!(!other.log().contains("cannot be used"), "something published could not be used: {}", other.log());
+    other.remove(["packed"])?;
+    other.stop()
+}

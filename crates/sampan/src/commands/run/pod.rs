@@ -33,7 +33,7 @@ impl Surroundings {
 }
 
 /// The Pod.
-pub(super) fn pod(args: &RunArgs, name: &str, namespace: &str, surroundings: &Surroundings) -> Result<Value, Failure> {
+pub(crate) fn pod(args: &RunArgs, name: &str, namespace: &str, surroundings: &Surroundings) -> Result<Value, Failure> {
     let mut metadata = json!({"name": name, "namespace": namespace});
     if !args.label.is_empty() {
         metadata["labels"] = args.label.iter().map(|(key, value)| (key.clone(), json!(value))).collect();
