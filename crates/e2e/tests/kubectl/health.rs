@@ -216,8 +216,11 @@ pub(crate) fn a_long_log_is_cut_and_read_as_one(service: &Service) -> Result<()>
         let names = fs::read_dir(&folder)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
         names.collect()
     };
-    until("the log is cut three times", || Ok(pieces()?.len() >= 4))?;
-    ensure!(pieces()?.iter().any(|name| name.ends_with(".gz")), "nothing is packed: {:?}", pieces()?);
+    until("the log is cut three times, and older pieces are packed", || {
+        let pieces = pieces()?;
+        let packed = pieces.iter().filter(|name| name.ends_with(".gz")).count();
+        Ok(pieces.len() == 4 && packed == 2)
+    })?;
     let all = service.sampan(["logs", "talkative"]).ok()?;
     assert_eq!(all.lines().count(), 3 * LINES);
     ensure!(all.starts_with("1-x") && all.lines().last().is_some_and(|line| line.starts_with("3-x")), "out of order");
