@@ -412,7 +412,9 @@ impl Inner {
             return Err(ImageError::InUse { reference: reference.to_owned() });
         }
         if is_last {
+            let manifest = catalog.record(&id).map(|record| record.manifest_digest);
             catalog.remove(&self.paths, &id)?;
+            manifest.iter().for_each(|manifest| self.publications.forget(manifest));
             removed.removed.extend(references);
             removed.removed.push(id.to_string());
             removed.freed_bytes += self.paths.remove(&self.paths.metadata(&id))?;

@@ -70,6 +70,19 @@ impl Publications {
         Ok(PackReport { manifest, command: shape, pages, bytes: bytes.len() as u64 })
     }
 
+    /// Removes what was made to be published of an image that goes. What was published stays where it is.
+    pub(crate) fn forget(&self, manifest: &Digest) {
+        let pack = self.pack_path(manifest);
+        for path in [pack.with_extension("trace"), pack] {
+            match std::fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    tracing::warn!(path = %path.display(), %error, "what was published of a removed image stays");
+                }
+                _ => {}
+            }
+        }
+    }
+
     /// The pack that this node has of an image.
     pub fn pack(&self, manifest: &Digest) -> Option<PackReport> {
         let path = self.pack_path(manifest);
