@@ -156,10 +156,12 @@ impl Description {
         };
         let (bytes, hash) = text(HEAD)?.split_once(':')?;
         let head = Head { bytes: bytes.parse().ok()?, hash: *blake3::Hash::from_hex(hash).ok()?.as_bytes() };
-        let mut command = text(COMMAND).unwrap_or_default().to_owned();
-        if head.bytes > descriptor.size || command.len() > SHAPE_BYTES_MAX {
-            command.clear();
-        }
+        let command = match subject {
+            Subject::Index { .. } => "",
+            Subject::Pack { .. } | Subject::Trace { .. } => text(COMMAND).unwrap_or_default(),
+        };
+        // It is for people only: one that is too long to be a command's shape is left out.
+        let command = if command.len() > SHAPE_BYTES_MAX { String::new() } else { command.to_owned() };
         let signatures = Signature::read_all(text(SIGNATURES).unwrap_or_default());
         let (digest, size) = (descriptor.digest, descriptor.size);
         (head.bytes <= size).then_some(Self { digest, size, subject, head, command, signatures })
