@@ -20,6 +20,9 @@ use crate::translate::{self, Sources};
 /// What containerd and the kubelet know as the code of a program that did not start.
 const START_FAILED: i32 = 128;
 
+/// A container's image, and those of its volumes by what the request calls them.
+type ImagesOf = (Arc<Image>, HashMap<String, Arc<Image>>);
+
 impl Engine {
     /// Makes a container; gives its id. The same request again, during or after, gives the same container.
     pub(crate) async fn create_container(self: &Arc<Self>, request: CreateContainerRequest) -> Result<String, Status> {
@@ -75,7 +78,7 @@ impl Engine {
     }
 
     /// The image of a container, and those of its volumes by what the request calls them.
-    fn images_of(&self, config: &v1::ContainerConfig) -> Result<(Arc<Image>, HashMap<String, Arc<Image>>), CallError> {
+    fn images_of(&self, config: &v1::ContainerConfig) -> Result<ImagesOf, CallError> {
         let name = config.image.as_ref().map(|image| image.image.as_str()).unwrap_or_default();
         if name.is_empty() {
             return Err(CallError::Invalid("config.image.image: is empty".to_owned()));

@@ -34,22 +34,23 @@ pub(super) struct Sample {
     disk_used_bytes: u64,
 }
 
-/// The newest look at a pod and the one before it.
+/// The newest look at a pod, and the one before it.
+type Looks = (Arc<Sample>, Option<Arc<Sample>>);
+
+/// The last looks at a pod, and when the newest was taken.
 #[derive(Debug, Default)]
-pub(super) struct Figures(Mutex<Option<(Instant, Arc<Sample>, Option<Arc<Sample>>)>>);
+pub(super) struct Figures(Mutex<Option<(Instant, Looks)>>);
 
 impl Figures {
-    fn fresh(&self) -> Option<(Arc<Sample>, Option<Arc<Sample>>)> {
+    fn fresh(&self) -> Option<Looks> {
         let kept = locked(&self.0);
-        let (taken, newest, before) = kept.as_ref().filter(|(taken, ..)| taken.elapsed() < STATS_FRESH)?;
-        let _: &Instant = taken;
-        Some((Arc::clone(newest), before.clone()))
+        kept.as_ref().filter(|(taken, _)| taken.elapsed() < STATS_FRESH).map(|(_, looks)| looks.clone())
     }
 
     fn keep(&self, sample: Arc<Sample>) -> Option<Arc<Sample>> {
         let mut kept = locked(&self.0);
-        let before = kept.take().map(|(_, newest, _)| newest);
-        *kept = Some((Instant::now(), sample, before.clone()));
+        let before = kept.take().map(|(_, (newest, _))| newest);
+        *kept = Some((Instant::now(), (sample, before.clone())));
         before
     }
 }
@@ -98,7 +99,7 @@ fn with_room(mut memory: MemoryUsage, limit: i64, used: u64) -> MemoryUsage {
 
 impl Engine {
     /// The newest look at a pod, and the one before; a new one where that is old.
-    async fn look(&self, pod: &PodEntry, live: &Arc<Pod>) -> Result<(Arc<Sample>, Option<Arc<Sample>>), CallError> {
+    async fn look(&self, pod: &PodEntry, live: &Arc<Pod>) -> Result<Looks, CallError> {
         if let Some(kept) = pod.figures.fresh() {
             return Ok(kept);
         }
