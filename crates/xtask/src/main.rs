@@ -5,6 +5,7 @@
 mod bench;
 mod critest;
 mod fuzz;
+mod kubelet;
 mod storm;
 mod tidy;
 mod vm;
@@ -13,7 +14,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 const USAGE: &str =
-    "usage: cargo xtask tidy | bench [image] [OPTION…] | fuzz-smoke [--seconds N] [TARGET] | storm [OPTION…] | critest [OPTION…] | vm [OPTION…]
+    "usage: cargo xtask tidy | bench [image] [OPTION…] | fuzz-smoke [--seconds N] [TARGET] | storm [OPTION…] | critest [OPTION…] | kubelet | vm [OPTION…]
 
   tidy        check layers, sources, licences, duplicate crates and papers
   bench       measure beside containerd, podman and runc; see cargo xtask bench --help
@@ -21,6 +22,7 @@ const USAGE: &str =
   fuzz-smoke  feed every parser of foreign bytes its corpus and changes of it, for 10 seconds in all
   storm       kill the service again and again under readers of arriving images; see cargo xtask storm --help
   critest     Kubernetes' tests of container runtimes against the service; see cargo xtask critest --help
+  kubelet     a stock kubelet with a static pod on the service; see cargo xtask kubelet --help
   vm          try the service on Debian's kernels in an emulated machine; see cargo xtask vm --help";
 
 fn main() -> anyhow::Result<ExitCode> {
@@ -33,6 +35,7 @@ fn main() -> anyhow::Result<ExitCode> {
         ["fuzz-smoke", arguments @ ..] => fuzz::smoke(arguments),
         ["storm", arguments @ ..] => storm::run(arguments),
         ["critest", arguments @ ..] => critest::run(arguments),
+        ["kubelet", arguments @ ..] => kubelet::run(arguments),
         ["vm", arguments @ ..] => vm::run(arguments),
         [] | ["help" | "--help" | "-h"] => {
             writeln!(out, "{USAGE}")?;
