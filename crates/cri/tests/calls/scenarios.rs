@@ -28,7 +28,6 @@ scenarios![
     what_is_said_twice_is_done_once,
     a_name_is_free_after_a_failure,
     a_program_that_does_not_start,
-    nothing_waits_for_a_stop,
     a_command_that_takes_too_long,
     logs_are_reopened,
     limits_change_in_place,
@@ -155,29 +154,6 @@ async fn a_program_that_does_not_start(node: &mut Node) -> Result<()> {
     let next = ContainerConfig { metadata: Some(next), ..node.container_config("main", "sleep 100") };
     let next = node.create(&pod, next, &config).await?;
     node.start_container(&next).await?;
-    node.remove(&pod).await
-}
-
-async fn nothing_waits_for_a_stop(node: &mut Node) -> Result<()> {
-    let (pod, container) = node.running("stubborn", "trap '' TERM; echo ready; while :; do sleep 1; done").await?;
-    let stop = |timeout| StopContainerRequest { container_id: container.clone(), timeout };
-    let mut patient = node.client.runtime.clone();
-    let patient = tokio::spawn({
-        let request = stop(60);
-        async move { patient.stop_container(request).await }
-    });
-    let began = Instant::now();
-    ensure!(node.status(&container).await?.state() == ContainerState::ContainerRunning, "it still runs");
-    ensure!(node.exec(&container, "echo here").await?.stdout == b"here\n", "commands run meanwhile");
-    node.client.runtime.stop_container(stop(0)).await?;
-    ensure!(patient.await?.is_ok(), "both stops are over");
-    ensure!(began.elapsed() < PATIENCE, "the second one overtook: {:?}", began.elapsed());
-    ensure!(node.status(&container).await?.exit_code == 137, "it was killed");
-    node.remove(&pod).await?;
-    let (pod, container) = node.running("polite", "trap 'exit 9' TERM; while :; do sleep 0.05; done").await?;
-    // At once: the program has hardly begun.
-    node.client.runtime.stop_container(StopContainerRequest { container_id: container.clone(), timeout: 60 }).await?;
-    ensure!(node.status(&container).await?.exit_code == 9, "it heard the signal: {:?}", node.status(&container).await?);
     node.remove(&pod).await
 }
 
