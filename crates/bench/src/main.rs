@@ -3,7 +3,7 @@
 //! `cargo xtask bench` builds and starts this program. The map:
 //! - [`engines`]: who is measured. Every engine lives in a folder of its own and is stopped and cleaned afterwards.
 //! - [`peers`]: where the peers' programs come from, and what is missing.
-//! - [`figures`]: what is measured, with the promised bounds; [`report`]: medians, ratios, the table and the JSON.
+//! - [`figures`]: what is measured, with the promised bounds; [`mod@report`]: medians, ratios, the table and the JSON.
 //! - [`mod@bench`]: the image, the registry and the machine's caches, which all figures share.
 //! - [`image`]: the suite of cold starts behind links, which has its own images, peers and bounds.
 //! - [`interrupt`]: how a run that is interrupted leaves nothing behind.
