@@ -196,6 +196,9 @@ evictionHard: {{nodefs.available: 0%, imagefs.available: 0%, memory.available: 1
     fn stop(mut self) -> anyhow::Result<()> {
         self.child.kill()?;
         self.child.wait()?;
+        // A kubelet mounts its folder on itself, and leaves that so.
+        let unmounted = Command::new("umount").arg(self.folder.join("root")).status().context("run umount")?;
+        ensure!(unmounted.success(), "kubelet: its folder stays mounted");
         Ok(())
     }
 }
