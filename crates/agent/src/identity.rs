@@ -70,7 +70,7 @@ fn groups(group: &str) -> impl Iterator<Item = Group<'_>> {
 /// Resolves a user. `supplemental` is added to whatever groups the files give.
 ///
 /// A name that is not there is an error; a number need not be there. `USER` alone takes its primary group from the files,
-/// `USER:GROUP` takes exactly that group. The memberships that the files know of are added unless `strict`.
+/// `USER:GROUP` takes exactly that group. The memberships that the files know of are added otherwise, unless `strict`.
 pub(crate) fn resolve(
     user: &User,
     supplemental: &[u32],
@@ -85,7 +85,9 @@ pub(crate) fn resolve(
         }
         User::Named(text) => resolve_named(text, passwd, group)?,
     };
-    if !strict {
+    let names_group =
+        matches!(user, User::Named(text) if text.split_once(':').is_some_and(|(_, group)| !group.is_empty()));
+    if !strict && !names_group {
         identity.groups.extend(memberships(identity.uid, passwd, group));
     }
     // The primary group is among them, as in docker and containerd: else a set-gid program could drop it, and with it
@@ -170,7 +172,7 @@ mod tests {
         let strict = resolve(&user, &[5, 9], true, PASSWD, GROUP);
         assert_eq!(strict, Ok(identity(33, 1, &[1, 5, 9], Some("/var/www"))));
         let merged = resolve(&user, &[5, 9], false, PASSWD, GROUP);
-        assert_eq!(merged, Ok(identity(33, 1, &[1, 5, 9, 40], Some("/var/www"))));
+        assert_eq!(merged, Ok(identity(33, 1, &[1, 5, 9, 34, 40], Some("/var/www"))));
     }
 
     proptest! {

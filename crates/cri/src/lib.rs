@@ -6,7 +6,7 @@
 //!                                                                     └──▶ table (what survives a restart)
 //! ```
 //!
-//! `service` knows messages, [`translate`] what they mean to the runtime (pure), [`engine`] what exists and what is being
+//! `service` knows messages, `translate` what they mean to the runtime (pure), `engine` what exists and what is being
 //! done to it. The messages are made from the published interface ([`proto`]).
 //!
 //! Invariants:
