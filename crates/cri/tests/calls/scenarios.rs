@@ -330,16 +330,22 @@ fn disks_in_use(node: &Node) -> Result<usize> {
     Ok(count)
 }
 
-async fn a_stopped_pod_holds_nothing(node: &mut Node) -> Result<()> {
-    let before = disks_in_use(node)?;
-    let (pod, _container) = node.running("holds-nothing", "sleep 100").await?;
-    ensure!(disks_in_use(node)? > before, "it has a disk");
-    node.client.runtime.stop_pod_sandbox(StopPodSandboxRequest { pod_sandbox_id: pod.clone() }).await?;
+/// Waits until no disk of this node is in use: disks go behind the scenes.
+async fn until_no_disk_is_in_use(node: &Node, why: &'static str) -> Result<()> {
     let began = Instant::now();
-    while disks_in_use(node)? > before {
-        ensure!(began.elapsed() < PATIENCE, "its disk goes with its stop, not with the daemon");
+    while disks_in_use(node)? > 0 {
+        ensure!(began.elapsed() < PATIENCE, why);
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+    Ok(())
+}
+
+async fn a_stopped_pod_holds_nothing(node: &mut Node) -> Result<()> {
+    until_no_disk_is_in_use(node, "the disks of removed pods go").await?;
+    let (pod, _container) = node.running("holds-nothing", "sleep 100").await?;
+    ensure!(disks_in_use(node)? == 1, "it has a disk");
+    node.client.runtime.stop_pod_sandbox(StopPodSandboxRequest { pod_sandbox_id: pod.clone() }).await?;
+    until_no_disk_is_in_use(node, "its disk goes with its stop, not with the daemon").await?;
     node.remove(&pod).await
 }
 
