@@ -74,6 +74,8 @@ where
     wanted.extend(streams.stdin.is_some().then_some(Role::Stdin));
     wanted.extend(streams.stdout.is_some().then_some(Role::Stdout));
     wanted.extend(streams.stderr.is_some().then_some(Role::Stderr));
+    // Who asks for a terminal opens this one last, and waits for its reply: a command that ends at once must not be quicker.
+    wanted.extend(streams.resize.is_some().then_some(Role::Resize));
     let conversation = async move {
         let opened = tokio::time::timeout(SPDY_STREAMS_DEADLINE, reader.wait_for(&wanted)).await;
         if let Err(error) = opened.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
