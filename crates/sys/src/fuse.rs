@@ -79,7 +79,7 @@ pub fn is_connected(queue: BorrowedFd<'_>) -> io::Result<bool> {
 /// Opens a file of a mount for reading.
 ///
 /// A process that serves the mount itself may be killed while it waits for its own answer, and that wait cannot be killed: it is
-/// done [apart](crate::process::apart).
+/// done by [`crate::process::apart`].
 pub fn open_file(mount: BorrowedFd<'_>, name: &str) -> io::Result<OwnedFd> {
     let (ours, theirs) = socket::pair()?;
     apart(&[mount, theirs.as_fd()], || {
