@@ -126,6 +126,26 @@ struct PackOnItsWay {
     heard: Instant,
 }
 
+/// Tells the thread that unpacks a stretch that no more bytes come: when they cannot be brought, and when the transfer is dropped
+/// with its runtime, which waits for that thread.
+struct GivenUp {
+    layer: Arc<LazyLayer>,
+    now: Arc<AtomicBool>,
+}
+
+impl GivenUp {
+    fn tell(&self) {
+        self.now.store(true, Ordering::Relaxed);
+        self.layer.compressed.wake();
+    }
+}
+
+impl Drop for GivenUp {
+    fn drop(&mut self) {
+        self.tell();
+    }
+}
+
 impl LazyLayer {
     pub(crate) fn new(parts: LayerParts, around: Surroundings) -> Arc<Self> {
         let LayerParts { directory, number, mut index, front_end, records, remote, pages, compressed } = parts;
@@ -323,7 +343,7 @@ impl LazyLayer {
     /// Brings and unpacks one stretch.
     async fn run(self: Arc<Self>, stretch: Range<usize>, class: Class) -> Result<(), LazyError> {
         let stopped = LazyError::Stopped { layer: self.index.layer_digest };
-        let given_up = Arc::new(AtomicBool::new(false));
+        let given_up = GivenUp { layer: self.clone(), now: Arc::default() };
         let bring = async {
             let range = compressed_range(&self.index, &stretch);
             let brought = tokio::select! {
@@ -331,14 +351,13 @@ impl LazyLayer {
                 () = self.until_closed() => Err(LazyError::Stopped { layer: self.index.layer_digest }),
             };
             if brought.is_err() {
-                given_up.store(true, Ordering::Relaxed);
-                self.compressed.wake();
+                given_up.tell();
             }
             brought
         };
         let unpack = async {
             let records = self.records_of(&stretch).await?;
-            let (me, given_up, spans) = (self.clone(), given_up.clone(), stretch.clone());
+            let (me, given_up, spans) = (self.clone(), given_up.now.clone(), stretch.clone());
             let unpacked = tokio::task::spawn_blocking(move || {
                 let work = Stretch {
                     index: &me.index,

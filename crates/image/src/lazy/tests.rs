@@ -264,6 +264,30 @@ async fn a_reader_waits_until_the_registry_is_well_again() {
     }
 }
 
+#[test]
+fn a_runtime_ends_with_its_transfers() {
+    let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let elsewhere = runtime();
+    let case = elsewhere.block_on(Case::new(6, Compression::Gzip));
+    case.registry.fault(Fault::Silence);
+    let ending = runtime();
+    let entered = ending.enter();
+    let layer = case.layer(false);
+    drop(entered);
+    layer.want(1 << 20, 4096, Box::new(|_answer| {}));
+    while case.registry.requests() == 0 {
+        std::thread::yield_now();
+    }
+    // The thread that unpacks begins beside the request, and waits for the answer.
+    std::thread::sleep(Duration::from_millis(100));
+    let (done, ended) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        drop(ending);
+        done.send(()).unwrap();
+    });
+    ended.recv_timeout(Duration::from_secs(60)).expect("a thread still waits for bytes that nobody brings");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_reader_of_bytes_that_stay_wrong_gets_an_error_and_nothing_else() {
     for (fault, word) in [(Fault::Corrupt, ""), (Fault::Status(403), "denies"), (Fault::Status(404), "has lost blob")] {

@@ -27,6 +27,8 @@ pub(crate) enum Fault {
     Cut(usize),
     /// Nothing is given without [`LOGIN`].
     Login,
+    /// Blobs are asked for and never come.
+    Silence,
 }
 
 /// User and password.
@@ -153,6 +155,9 @@ async fn serve(stream: TcpStream, shared: &Shared) -> std::io::Result<()> {
         let mut words = first.split(' ');
         let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
         shared.requests.fetch_add(1, Ordering::Relaxed);
+        if path.contains("/blobs/") && *shared.fault.lock().unwrap() == Fault::Silence {
+            return std::future::pending().await;
+        }
         let (head, body, cut) = if !is_known && *shared.fault.lock().unwrap() == Fault::Login {
             let head = "HTTP/1.1 401 X\r\nWWW-Authenticate: Basic realm=\"x\"\r\nContent-Length: 0\r\n\r\n";
             (head.to_owned(), Vec::new(), None)

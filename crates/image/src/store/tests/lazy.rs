@@ -197,8 +197,8 @@ async fn a_store_that_is_killed_is_followed_by_one_that_goes_on() {
     // A read that the old store cannot answer, and the new one does.
     let (waiting_name, expected) = stage.contents[20].clone();
     let path = format!("/proc/self/fd/{}/{waiting_name}", mount.as_raw_fd());
-    let waiting = std::thread::spawn(move || fs::read(path));
     let asked = stage.registry.requests();
+    let waiting = std::thread::spawn(move || fs::read(path));
     while stage.registry.requests() == asked {
         tokio::task::yield_now().await;
     }
