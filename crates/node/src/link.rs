@@ -1,7 +1,7 @@
 //! What the API server asks of the node: logs, execs, attaches, and the node's own endpoints.
 
 use std::io;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -9,22 +9,19 @@ use futures_util::{FutureExt, StreamExt, TryFutureExt};
 use http::StatusCode;
 use jiff::Timestamp;
 use sampan_apiserver::{
-    AttachOptions, Body, ExecOptions, LogOptions, LogStream, NodeLink, NodeLinkError, PodRef, RemoteExit,
-    RemoteStreams, TerminalSize,
+    AttachOptions, Body, ExecOptions, LogOptions, LogStream, NodeLink, NodeLinkError, PodRef, RemoteExit, RemoteStreams,
 };
 use sampan_kit::error_chain::ErrorChain;
 use sampan_runtime::pod::{Pod, log_path};
-use sampan_sandbox::{ExecSpec, ExecStatus, SandboxError, StartError, Terminal};
-use sampan_streaming::{ByteStream, PortConnector};
-use tokio::sync::{mpsc, watch};
+use sampan_runtime::remote::{Followed, PodPorts};
+use sampan_sandbox::SandboxError;
+use sampan_streaming::PortConnector;
+use tokio::sync::watch;
 
 use crate::limits::TAKE_UP_MAX;
 use crate::logs::{Query, Reader, Stream};
 use crate::node::Node;
 use crate::worker::{ContainerView, View};
-
-/// Sizes of a client's terminal waiting to be applied.
-const RESIZES_QUEUED: usize = 8;
 
 /// Refuses with a status, its reason and one line.
 pub(crate) fn refuse(status: StatusCode, reason: &'static str, message: impl Into<String>) -> NodeLinkError {
@@ -139,29 +136,9 @@ impl NodeLink for Node {
     async fn exec(&self, pod: &PodRef, options: ExecOptions) -> Result<RemoteStreams, NodeLinkError> {
         let container = options.container.unwrap_or_default();
         let live = self.running(pod, &container).await?;
-        let spec = ExecSpec {
-            command: options.command,
-            env: if options.tty { vec![("TERM".to_owned(), "xterm".to_owned())] } else { Vec::new() },
-            tty: options.tty,
-            stdin: options.stdin,
-            ..ExecSpec::default()
-        };
-        let process = match live.sandbox().exec(&container, spec).await {
-            Ok(process) => process,
-            Err(StartError::Sandbox(error)) => return Err(sandbox_refusal(&error)),
-            Err(error) => return Ok(failed_start(&error)),
-        };
-        let exit = process.exit.map(|status| match status {
-            ExecStatus::Ended { code, .. } => RemoteExit::Code(code),
-            ExecStatus::Lost => RemoteExit::Failed("the sandbox ended, and the command with it".to_owned()),
-        });
-        Ok(RemoteStreams {
-            stdin: process.stdin.map(|stdin| Box::new(stdin) as _),
-            stdout: process.stdout.map(|stdout| Box::new(stdout) as _),
-            stderr: process.stderr.map(|stderr| Box::new(stderr) as _),
-            resize: process.terminal.map(exec_resizer),
-            exit: exit.boxed(),
-        })
+        let ExecOptions { command, stdin, stdout, stderr, tty, .. } = options;
+        let followed = Followed { stdin, stdout, stderr, tty };
+        live.exec_remote(&container, command, followed).await.map_err(|error| sandbox_refusal(&error))
     }
 
     async fn attach(&self, pod: &PodRef, options: AttachOptions) -> Result<RemoteStreams, NodeLinkError> {
@@ -194,70 +171,22 @@ impl NodeLink for Node {
             stdin: stdin.map(|stdin| Box::new(stdin) as _),
             stdout: options.stdout.then(|| Box::new(stdout) as _),
             stderr: (options.stderr && !options.tty).then(|| Box::new(stderr) as _),
-            resize: options.tty.then(|| attach_resizer(live, container)),
+            resize: options.tty.then(|| live.terminal_sizes(&container)),
             exit: exit.boxed(),
         })
     }
 
     async fn port_forward(&self, pod: &PodRef) -> Result<Arc<dyn PortConnector>, NodeLinkError> {
         let view = self.view(pod).await?;
-        let live = view.borrow().pod.as_ref().map(Arc::downgrade);
+        let ports = view.borrow().pod.as_ref().map(PodPorts::of);
         let stopped = || {
             let message = format!("pod {}/{} is not running", pod.namespace, pod.name);
             refuse(StatusCode::BAD_REQUEST, "BadRequest", message)
         };
-        Ok(Arc::new(PodPorts(live.ok_or_else(stopped)?)))
+        Ok(Arc::new(ports.ok_or_else(stopped)?))
     }
 
     async fn proxy(&self, request: http::Request<Body>) -> http::Response<Body> {
         self.serve_endpoint(request).await
     }
-}
-
-/// Connects to ports on a pod's own loopback. Whoever forwards ports does not keep the pod's parts on the host.
-struct PodPorts(Weak<Pod>);
-
-#[async_trait]
-impl PortConnector for PodPorts {
-    async fn connect(&self, port: u16) -> Result<Box<dyn ByteStream>, String> {
-        let pod = self.0.upgrade().ok_or("the pod has ended")?;
-        let connected = pod.port_forward(port).await;
-        connected.map(|stream| Box::new(stream) as _).map_err(|error| ErrorChain(&error).to_string())
-    }
-}
-
-/// A command that could not be started answers as a shell would: with its exit code and one line on standard error.
-fn failed_start(error: &StartError) -> RemoteStreams {
-    let line = format!("{}\n", ErrorChain(error));
-    RemoteStreams {
-        stdin: None,
-        stdout: None,
-        stderr: Some(Box::new(io::Cursor::new(line.into_bytes()))),
-        resize: None,
-        exit: futures_util::future::ready(RemoteExit::Code(error.exit_code())).boxed(),
-    }
-}
-
-fn attach_resizer(pod: Arc<Pod>, container: String) -> mpsc::Sender<TerminalSize> {
-    let (sender, mut sizes) = mpsc::channel::<TerminalSize>(RESIZES_QUEUED);
-    tokio::spawn(async move {
-        while let Some(size) = sizes.recv().await {
-            if let Err(error) = pod.sandbox().resize(&container, size.columns, size.rows).await {
-                tracing::debug!(%error, "a container's terminal could not be resized");
-            }
-        }
-    });
-    sender
-}
-
-fn exec_resizer(terminal: Terminal) -> mpsc::Sender<TerminalSize> {
-    let (sender, mut sizes) = mpsc::channel::<TerminalSize>(RESIZES_QUEUED);
-    tokio::spawn(async move {
-        while let Some(size) = sizes.recv().await {
-            if let Err(error) = terminal.resize(size.columns, size.rows) {
-                tracing::debug!(%error, "a terminal could not be resized");
-            }
-        }
-    });
-    sender
 }

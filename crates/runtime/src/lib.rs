@@ -9,6 +9,7 @@ pub mod host_check;
 pub mod journal;
 pub mod limits;
 pub mod pod;
+pub mod remote;
 pub mod timeline;
 pub mod volume;
 

@@ -46,6 +46,8 @@ pub const TRASH_QUEUED_MAX: usize = 64;
 pub const EXEC_OUTPUT_BYTES_MAX: usize = 16 << 20;
 /// What such a command has left running may still say this long after its end.
 pub const EXEC_DRAIN_MAX: Duration = Duration::from_secs(1);
+/// Sizes of a client's terminal that wait to be applied; what is more is forgotten, another follows.
+pub const RESIZES_QUEUED: usize = 8;
 /// Connecting to a port of a pod, which is on this machine.
 pub const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 

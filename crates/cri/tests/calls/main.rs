@@ -7,6 +7,7 @@ mod client;
 mod layout;
 mod node;
 mod scenarios;
+mod spdy;
 
 use std::process::ExitCode;
 

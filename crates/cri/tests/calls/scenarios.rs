@@ -12,6 +12,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tonic::Code;
 
 use crate::node::{Node, PATIENCE};
+use crate::spdy;
 
 pub(crate) type Scenario = for<'a> fn(&'a mut Node) -> Pin<Box<dyn Future<Output = Result<()>> + 'a>>;
 
@@ -34,6 +35,7 @@ scenarios![
     events_are_told,
     images_by_every_name,
     addresses_of_streams_work_once,
+    streams_are_what_their_client_opened,
     figures_of_what_runs,
     a_stopped_pod_holds_nothing,
     another_daemon_knows_everything,
@@ -293,6 +295,39 @@ async fn addresses_of_streams_work_once(node: &mut Node) -> Result<()> {
     let both = ExecRequest { tty: true, stderr: true, ..request };
     let refused = node.client.runtime.exec(both).await.err().context("a terminal has one output")?;
     ensure!(refused.code() == Code::InvalidArgument, "{refused}");
+    node.remove(&pod).await
+}
+
+/// Over SPDY a session begins when the client has opened every stream that it is offered: one too many, and both wait.
+async fn streams_are_what_their_client_opened(node: &mut Node) -> Result<()> {
+    let config = node.pod_config("opened");
+    let pod = node.run_pod(&config).await?;
+    let script = "echo said; read word; echo heard $word; read word";
+    let terminal = ContainerConfig { tty: true, stdin: true, ..node.container_config("terminal", script) };
+    let container = node.create(&pod, terminal, &config).await?;
+    node.start_container(&container).await?;
+
+    let exec = ExecRequest { container_id: container.clone(), cmd: vec!["/no/such".into()], ..Default::default() };
+    let (with_terminal, without) = (
+        ExecRequest { tty: true, stdin: true, stdout: true, ..exec.clone() },
+        ExecRequest { stdout: true, stderr: true, ..exec },
+    );
+    for (request, streams, at) in [
+        (with_terminal, &["error", "stdin", "stdout", "resize"][..], "stdout"),
+        (without, &["error", "stdout", "stderr"], "stderr"),
+    ] {
+        let url = node.client.runtime.exec(request).await?.into_inner().url;
+        let mut session = spdy::Session::open(&url, streams).await?;
+        let status = session.read_until_status().await?;
+        ensure!(session.text(at).contains("/no/such"), "it says what is missing: {status} {}", session.text(at));
+        ensure!(status.contains("\"127\""), "and ends as a shell would: {status}");
+    }
+
+    let unheard = vec!["/bin/sh".into(), "-c".into(), "for i in 1 2 3; do /bin/echo $i || exit 1; done; exit 6".into()];
+    let unheard = ExecRequest { container_id: container.clone(), cmd: unheard, stderr: true, ..Default::default() };
+    let url = node.client.runtime.exec(unheard).await?.into_inner().url;
+    let status = spdy::Session::open(&url, &["error", "stderr"]).await?.read_until_status().await?;
+    ensure!(status.contains("\"6\""), "an output that nobody wants does not end who writes it: {status}");
     node.remove(&pod).await
 }
 
