@@ -52,7 +52,8 @@ impl Engine {
             let (stdout, stderr) = live.sandbox().listen(container.run_name()).await?;
             (None, stdout, stderr)
         };
-        let resize = config.tty.then(|| live.terminal_sizes(container.run_name()));
+        // The client opens a stream of sizes for a terminal of its own only.
+        let resize = (config.tty && request.tty).then(|| live.terminal_sizes(container.run_name()));
         let exit = async move {
             container.ended().await;
             RemoteExit::Code(0)

@@ -328,6 +328,13 @@ async fn streams_are_what_their_client_opened(node: &mut Node) -> Result<()> {
     let url = node.client.runtime.exec(unheard).await?.into_inner().url;
     let status = spdy::Session::open(&url, &["error", "stderr"]).await?.read_until_status().await?;
     ensure!(status.contains("\"6\""), "an output that nobody wants does not end who writes it: {status}");
+
+    // The container has a terminal, its client has none and opens no stream of sizes.
+    let attach = AttachRequest { container_id: container, stdin: true, stdout: true, ..Default::default() };
+    let url = node.client.runtime.attach(attach).await?.into_inner().url;
+    let mut session = spdy::Session::open(&url, &["error", "stdin", "stdout"]).await?;
+    session.say("you\n").await?;
+    session.read_until("stdout", "heard you").await?;
     node.remove(&pod).await
 }
 
