@@ -10,7 +10,7 @@ mod signal;
 pub(crate) use container::{Sources, container_config};
 pub(crate) use pod::{apply_sandbox_resources, pod_config, pod_uid};
 pub(crate) use resources::{merged, resources};
-pub(crate) use signal::{signal_name, signal_number};
+pub(crate) use signal::signal_name;
 
 use sampan_sandbox::IdMap;
 

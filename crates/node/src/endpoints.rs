@@ -19,12 +19,12 @@ use std::collections::HashMap;
 
 use http::{Method, Request, Response, StatusCode, header};
 use sampan_apiserver::{Body, NodeLinkError, PodRef};
+use sampan_runtime::container::signal_number;
 use sampan_store::Key;
 use serde_json::{Value, json};
 
 use crate::link::{refuse, sandbox_refusal};
 use crate::node::Node;
-use crate::worker::start::signal_number;
 use image_index::ImageWork;
 
 type Answer = Result<Response<Body>, NodeLinkError>;

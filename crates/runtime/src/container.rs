@@ -20,13 +20,14 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 const SIGTERM: i32 = 15;
 
 /// Names of signals (signal(7), numbers of x86 and ARM).
-const SIGNALS: [(&str, i32); 31] = [
+const SIGNALS: [(&str, i32); 34] = [
     ("HUP", 1),
     ("INT", 2),
     ("QUIT", 3),
     ("ILL", 4),
     ("TRAP", 5),
     ("ABRT", 6),
+    ("IOT", 6),
     ("BUS", 7),
     ("FPE", 8),
     ("KILL", 9),
@@ -38,6 +39,7 @@ const SIGNALS: [(&str, i32); 31] = [
     ("TERM", 15),
     ("STKFLT", 16),
     ("CHLD", 17),
+    ("CLD", 17),
     ("CONT", 18),
     ("STOP", 19),
     ("TSTP", 20),
@@ -50,6 +52,7 @@ const SIGNALS: [(&str, i32); 31] = [
     ("PROF", 27),
     ("WINCH", 28),
     ("IO", 29),
+    ("POLL", 29),
     ("PWR", 30),
     ("SYS", 31),
 ];
@@ -57,7 +60,7 @@ const SIGNALS: [(&str, i32); 31] = [
 /// The first real-time signal as C libraries number them (they keep two of the kernel's for themselves), and the last.
 const REAL_TIME: (i32, i32) = (34, 64);
 
-/// The number of a signal given by number or name, with or without `SIG`: `9`, `QUIT`, `SIGRTMIN+3`.
+/// The number of a signal given by number or name, with or without `SIG`: `9`, `QUIT`, `SIGRTMIN+3`, `RTMAXMINUS1`.
 #[must_use]
 pub fn signal_number(text: &str) -> Option<i32> {
     let upper = text.trim().to_ascii_uppercase();
@@ -65,10 +68,13 @@ pub fn signal_number(text: &str) -> Option<i32> {
     if let Ok(number) = name.parse::<i32>() {
         return (1..=REAL_TIME.1).contains(&number).then_some(number);
     }
-    let offset = |rest: &str| if rest.is_empty() { Some(0) } else { rest.get(1..)?.parse::<i32>().ok() };
+    let offset = |rest: &str, signs: [&str; 2]| match rest {
+        "" => Some(0),
+        _ => signs.iter().find_map(|sign| rest.strip_prefix(sign))?.parse::<u8>().ok().map(i32::from),
+    };
     let real_time = match (name.strip_prefix("RTMIN"), name.strip_prefix("RTMAX")) {
-        (Some(rest), _) if rest.is_empty() || rest.starts_with('+') => REAL_TIME.0.checked_add(offset(rest)?),
-        (_, Some(rest)) if rest.is_empty() || rest.starts_with('-') => REAL_TIME.1.checked_sub(offset(rest)?),
+        (Some(rest), _) => Some(REAL_TIME.0 + offset(rest, ["+", "PLUS"])?),
+        (_, Some(rest)) => Some(REAL_TIME.1 - offset(rest, ["-", "MINUS"])?),
         _ => None,
     };
     if let Some(number) = real_time {
@@ -327,8 +333,21 @@ mod tests {
 
     #[test]
     fn signals_have_many_names() {
-        let numbers = ["9", "SIGQUIT", "term", "SIGRTMIN+3", "RTMAX-1", "RTMIN", "SIGFLY", "0", "65", "", "RTMIN+99"];
-        let expected = [Some(9), Some(3), Some(15), Some(37), Some(63), Some(34), None, None, None, None, None];
-        assert_eq!(numbers.map(signal_number), expected);
+        let check = |names: &[&str], expected: Option<i32>| {
+            for name in names {
+                assert_eq!(signal_number(name), expected, "{name}");
+            }
+        };
+        check(&["9", "KILL", "SIGKILL", "sigkill", " 9 "], Some(9));
+        check(&["6", "ABRT", "SIGIOT"], Some(6));
+        check(&["CHLD", "CLD"], Some(17));
+        check(&["IO", "SIGPOLL"], Some(29));
+        check(&["RTMIN", "SIGRTMIN+0", "RTMAX-30"], Some(34));
+        check(&["SIGRTMIN+3", "RTMINPLUS3"], Some(37));
+        check(&["RTMAX-1", "SIGRTMAXMINUS1"], Some(63));
+        check(
+            &["", "0", "65", "-1", "SIGFLY", "RTMIN+99", "RTMIN-1", "RTMAX+1", "RTMIN+-1", "RTMIN+", "RTMINPLUS"],
+            None,
+        );
     }
 }

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use sampan_kit::error_chain::ErrorChain;
+use sampan_runtime::container::signal_number;
 use sampan_sandbox::SandboxError;
 use tonic::Status;
 
@@ -13,7 +14,6 @@ use crate::error::CallError;
 use crate::limits::{BEGINNING, BEGINNING_PAUSE, KILL_DEADLINE, POD_STOP_GRACE, STOP_TIMEOUT_MAX};
 use crate::proto::v1::{ContainerEventType, Signal};
 use crate::records::Phase;
-use crate::translate::signal_number;
 
 const SIGTERM: i32 = 15;
 const SIGKILL: i32 = 9;

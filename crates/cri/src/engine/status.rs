@@ -131,7 +131,7 @@ impl Engine {
             resources: Some(ContainerResources { linux: record.resources, windows: None }),
             image_id: record.image_id,
             user: record.user.map(|user| ContainerUser { linux: Some(user) }),
-            stop_signal: signal_name(&self.stop_signal(container).to_string()).into(),
+            stop_signal: signal_name(self.stop_signal(container)).into(),
         }
     }
 

@@ -7,11 +7,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use sampan_image::Image;
-use sampan_runtime::container::{CapabilityChange, ContainerConfig, DeviceConfig};
+use sampan_runtime::container::{CapabilityChange, ContainerConfig, DeviceConfig, signal_number};
 use sampan_runtime::volume::{MountOrigin, Ownership, Propagation, VolumeMount};
 use sampan_sandbox::{GroupsPolicy, ProcessNamespace, Seccomp, User};
 
-use super::{id_maps, resources, signal_number};
+use super::{id_maps, resources};
 use crate::error::CallError;
 use crate::limits::SECCOMP_PROFILE_BYTES_MAX;
 use crate::proto::v1::security_profile::ProfileType;

@@ -12,6 +12,7 @@ use sampan_image::{Image, ImageError, ProgressSender, PullPolicy};
 use sampan_kit::error_chain::ErrorChain;
 use sampan_registry::{AuthFile, Credentials};
 use sampan_runtime::RuntimeError;
+use sampan_runtime::container::signal_number;
 use sampan_runtime::pod::Pod;
 use sampan_runtime::timeline::Timeline;
 use tokio::sync::watch;
@@ -451,39 +452,4 @@ async fn referenced_values(services: &Services, pod: &PodObject, container: &Con
         }
     }
     found
-}
-
-/// The number of a signal as images and users write it: `SIGQUIT`, `QUIT`, `3`, `SIGRTMIN+3`.
-pub(crate) fn signal_number(name: &str) -> Option<i32> {
-    const NAMES: [&str; 31] = [
-        "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE", "ALRM",
-        "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ", "VTALRM", "PROF",
-        "WINCH", "IO", "PWR", "SYS",
-    ];
-    const REAL_TIME_FIRST: i32 = 34;
-    const LAST: i32 = 64;
-    let upper = name.to_ascii_uppercase();
-    let short = upper.strip_prefix("SIG").unwrap_or(&upper);
-    let real_time = |rest: &str| rest.strip_prefix('+').map_or(rest.is_empty().then_some(0), |n| n.parse::<i32>().ok());
-    let number = short
-        .parse::<i32>()
-        .ok()
-        .or_else(|| NAMES.iter().position(|known| *known == short).and_then(|index| i32::try_from(index + 1).ok()))
-        .or_else(|| {
-            short.strip_prefix("RTMIN").and_then(real_time).map(|offset| REAL_TIME_FIRST.saturating_add(offset))
-        });
-    number.filter(|number| (1..=LAST).contains(number))
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn signals_by_every_name() {
-        for (name, number) in [("SIGQUIT", 3), ("term", 15), ("9", 9), ("SIGRTMIN+3", 37), ("RTMIN", 34)] {
-            assert_eq!(super::signal_number(name), Some(number), "{name}");
-        }
-        for name in ["", "SIGNOTHING", "0", "65", "-1", "RTMIN+99"] {
-            assert_eq!(super::signal_number(name), None, "{name}");
-        }
-    }
 }
