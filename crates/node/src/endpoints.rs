@@ -17,12 +17,18 @@ mod stats;
 
 use std::collections::HashMap;
 
+use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt as _, StreamBody};
+use hyper::body::Frame;
 use sampan_apiserver::{Body, NodeLinkError, PodRef};
 use sampan_runtime::container::signal_number;
 use sampan_store::Key;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use tokio::sync::mpsc;
 
+use crate::limits::REQUEST_BYTES_MAX;
 use crate::link::{refuse, sandbox_refusal};
 use crate::node::Node;
 use image_index::ImageWork;
@@ -117,6 +123,30 @@ fn wanted(query: &HashMap<String, String>, name: &str) -> Result<String, NodeLin
 
 fn json_response(status: StatusCode, value: &Value) -> Response<Body> {
     response(status, "application/json", sampan_apiserver::body::full(value.to_string()))
+}
+
+/// A small JSON body.
+async fn read_json<T: DeserializeOwned>(request: Request<Body>) -> Result<T, NodeLinkError> {
+    let bad = |message: String| refuse(StatusCode::BAD_REQUEST, "BadRequest", message);
+    let mut stream = request.into_body();
+    let mut body = Vec::new();
+    while let Some(frame) = stream.frame().await {
+        let frame = frame.map_err(|error| bad(format!("the request cannot be read: {error}")))?;
+        body.extend_from_slice(&frame.into_data().unwrap_or_default());
+        if body.len() > REQUEST_BYTES_MAX {
+            return Err(bad(format!("the request is longer than {REQUEST_BYTES_MAX} bytes")));
+        }
+    }
+    serde_json::from_slice(&body).map_err(|error| bad(format!("the request is not valid: {error}")))
+}
+
+/// Lines of JSON as they come; who goes away ends only the listening.
+fn lines_response(lines: mpsc::Receiver<String>) -> Response<Body> {
+    let frames = futures_util::stream::unfold(lines, |mut lines| async move {
+        let line = lines.recv().await?;
+        Some((Ok(Frame::data(Bytes::from(line))), lines))
+    });
+    response(StatusCode::OK, "application/x-ndjson", StreamBody::new(frames).boxed_unsync())
 }
 
 fn text_response(text: String) -> Response<Body> {

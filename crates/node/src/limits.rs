@@ -83,8 +83,8 @@ pub const EVENTS_REFILL: Duration = Duration::from_secs(300);
 pub const EVENTS_SIMILAR_MAX: usize = 10;
 /// After a silence this long they count anew (`defaultAggregateIntervalInSeconds`).
 pub const EVENTS_SIMILAR_WITHIN: Duration = Duration::from_secs(600);
-/// A request to pull names an image and a policy: nobody needs more.
-pub const PULL_REQUEST_BYTES_MAX: usize = 16 << 10;
+/// A request about images names one, and a policy, a command or a key at most: nobody needs more.
+pub const REQUEST_BYTES_MAX: usize = 16 << 10;
 /// How often the host's network is put back in order.
 pub const MEND_INTERVAL: Duration = Duration::from_secs(60);
 

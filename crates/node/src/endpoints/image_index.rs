@@ -9,11 +9,7 @@
 //! | `POST image-keys`, with `{"name": N, "key": K}` or `{"fleet": true}` | the key that was added or made |
 //! | `DELETE image-keys?name=N` | nothing |
 
-use bytes::Bytes;
-use futures_util::StreamExt;
 use http::{Request, StatusCode};
-use http_body_util::{BodyExt, StreamBody};
-use hyper::body::Frame;
 use sampan_apiserver::{Body, NodeLinkError};
 use sampan_image::ProgressSender;
 use sampan_image::keys::{KeyError, KnownKey};
@@ -22,13 +18,12 @@ use sampan_image::trace::shape_of;
 use sampan_kit::error_chain::ErrorChain;
 use sampan_kit::quantity::Quantity;
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use super::images::refused;
-use super::{Answer, json_response, response};
-use crate::limits::{PROGRESS_QUEUE, PULL_REQUEST_BYTES_MAX};
+use super::{Answer, json_response, lines_response, read_json};
+use crate::limits::PROGRESS_QUEUE;
 use crate::link::refuse;
 use crate::node::Node;
 
@@ -89,11 +84,7 @@ impl Node {
                 tracing::trace!("the client went away before the end");
             }
         });
-        let stream = futures_util::stream::unfold(answer, |mut answer| async move {
-            let line = answer.recv().await?;
-            Some((Ok(Frame::data(Bytes::from(line))), answer))
-        });
-        Ok(response(StatusCode::OK, "application/x-ndjson", StreamBody::new(stream.boxed()).boxed_unsync()))
+        Ok(lines_response(answer))
     }
 
     async fn do_image_work(
@@ -199,19 +190,4 @@ async fn files<T: Send + 'static>(
             _ => refuse(StatusCode::INTERNAL_SERVER_ERROR, "InternalError", line),
         }
     })
-}
-
-/// A small JSON body.
-async fn read_json<T: DeserializeOwned>(request: Request<Body>) -> Result<T, NodeLinkError> {
-    let bad = |message: String| refuse(StatusCode::BAD_REQUEST, "BadRequest", message);
-    let mut stream = request.into_body();
-    let mut body = Vec::new();
-    while let Some(frame) = stream.frame().await {
-        let frame = frame.map_err(|error| bad(format!("the request cannot be read: {error}")))?;
-        body.extend_from_slice(&frame.into_data().unwrap_or_default());
-        if body.len() > PULL_REQUEST_BYTES_MAX {
-            return Err(bad(format!("the request is longer than {PULL_REQUEST_BYTES_MAX} bytes")));
-        }
-    }
-    serde_json::from_slice(&body).map_err(|error| bad(format!("the request is not valid: {error}")))
 }

@@ -1,10 +1,6 @@
 //! Images: list, pull with progress, remove.
 
-use bytes::Bytes;
-use futures_util::StreamExt;
 use http::{Request, StatusCode};
-use http_body_util::{BodyExt, StreamBody};
-use hyper::body::Frame;
 use sampan_apiserver::Body;
 use sampan_image::{ImageError, ProgressSender, PullPolicy};
 use sampan_kit::error_chain::ErrorChain;
@@ -12,8 +8,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-use super::{Answer, json_response, response};
-use crate::limits::{PROGRESS_QUEUE, PULL_REQUEST_BYTES_MAX};
+use super::{Answer, json_response, lines_response, read_json};
+use crate::limits::PROGRESS_QUEUE;
 use crate::link::refuse;
 use crate::node::Node;
 
@@ -47,30 +43,18 @@ impl Node {
 
     /// Pulls an image and streams what happens, a JSON object a line.
     pub(super) async fn pull_image(&self, request: Request<Body>) -> Answer {
-        let bad = |message: String| refuse(StatusCode::BAD_REQUEST, "BadRequest", message);
-        let mut stream = request.into_body();
-        let mut body = Vec::new();
-        while let Some(frame) = stream.frame().await {
-            let frame = frame.map_err(|error| bad(format!("the request cannot be read: {error}")))?;
-            body.extend_from_slice(&frame.into_data().unwrap_or_default());
-            if body.len() > PULL_REQUEST_BYTES_MAX {
-                return Err(bad(format!("the request is longer than {PULL_REQUEST_BYTES_MAX} bytes")));
-            }
-        }
-        let wanted: PullRequest =
-            serde_json::from_slice(&body).map_err(|error| bad(format!("the request is not valid: {error}")))?;
+        let wanted: PullRequest = read_json(request).await?;
         let policy = match wanted.policy.as_deref() {
             None | Some("Always") => PullPolicy::Always,
             Some("IfNotPresent") => PullPolicy::IfNotPresent,
-            Some(other) => return Err(bad(format!("{other:?} is not a policy; use Always or IfNotPresent"))),
+            Some(other) => {
+                let message = format!("{other:?} is not a policy; use Always or IfNotPresent");
+                return Err(refuse(StatusCode::BAD_REQUEST, "BadRequest", message));
+            }
         };
         let (lines, answer) = mpsc::channel::<String>(PROGRESS_QUEUE);
         tokio::spawn(pull(self.clone(), wanted.reference, policy, lines));
-        let stream = futures_util::stream::unfold(answer, |mut answer| async move {
-            let line = answer.recv().await?;
-            Some((Ok(Frame::data(Bytes::from(line))), answer))
-        });
-        Ok(response(StatusCode::OK, "application/x-ndjson", StreamBody::new(stream.boxed()).boxed_unsync()))
+        Ok(lines_response(answer))
     }
 }
 
