@@ -7,10 +7,12 @@ use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt as _, StreamBody};
 use hyper::body::{Frame, Incoming};
+use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use sampan_store::Object;
 use sampan_streaming::{ForwardHandshake, Handshake, RemoteStreams};
 use serde_json::Value;
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::body::{Body, BodyError, empty};
 use crate::core::metadata_text;
@@ -43,9 +45,7 @@ impl Front {
             limit_bytes: query.number("limitBytes")?,
             stream: Some(query.text("stream").to_owned()).filter(|stream| !stream.is_empty()),
         };
-        let permit = Arc::clone(&self.streams).try_acquire_owned();
-        let permit =
-            permit.map_err(|_all_taken| ApiError::too_many_requests("too many streams are open, try again later"))?;
+        let permit = self.stream_permit()?;
         let stream = self.node.logs(&pod_ref(&pod.value), options).await?;
         let frames = stream.map_err(|error| -> BodyError { error.into() }).map_ok(move |bytes| {
             // Held as long as the stream lives.
@@ -66,9 +66,7 @@ impl Front {
         target: &Target<'_>,
         query: &Query,
     ) -> Result<Response<Body>, ApiError> {
-        let permit = Arc::clone(&self.streams).try_acquire_owned();
-        let permit =
-            permit.map_err(|_all_taken| ApiError::too_many_requests("too many streams are open, try again later"))?;
+        let permit = self.stream_permit()?;
         let pod = self.bound_pod(target).await?;
         let container = container(&pod.value, query)?;
         let handshake =
@@ -76,6 +74,46 @@ impl Front {
         let upgrade = hyper::upgrade::on(&mut request);
         let streams = self.open(target, query, &pod.value, container).await?;
         let response = handshake.response();
+        self.carry(upgrade, permit, move |connection| handshake.serve(connection, streams));
+        Ok(response.map(|()| empty()))
+    }
+
+    /// `pods/portforward`: connections of the client's, carried to ports inside the pod.
+    pub(crate) async fn forward(
+        &self,
+        mut request: Request<Incoming>,
+        target: &Target<'_>,
+        query: &Query,
+    ) -> Result<Response<Body>, ApiError> {
+        let permit = self.stream_permit()?;
+        let pod = self.bound_pod(target).await?;
+        let ports = ports(query)?;
+        let handshake =
+            ForwardHandshake::agree(request.headers()).map_err(|error| ApiError::bad_request(error.to_string()))?;
+        let upgrade = hyper::upgrade::on(&mut request);
+        let connector = self.node.port_forward(&pod_ref(&pod.value)).await?;
+        let response = handshake.response();
+        self.carry(
+            upgrade,
+            permit,
+            move |connection| async move { handshake.serve(connection, &ports, connector).await },
+        );
+        Ok(response.map(|()| empty()))
+    }
+
+    /// A place among the streams that may be open.
+    fn stream_permit(&self) -> Result<OwnedSemaphorePermit, ApiError> {
+        let permit = Arc::clone(&self.streams).try_acquire_owned();
+        permit.map_err(|_all_taken| ApiError::too_many_requests("too many streams are open, try again later"))
+    }
+
+    /// Serves a connection once it has changed protocols, until its end or the server's.
+    fn carry<F: Future<Output = ()> + Send>(
+        &self,
+        upgrade: OnUpgrade,
+        permit: OwnedSemaphorePermit,
+        serve: impl FnOnce(TokioIo<Upgraded>) -> F + Send + 'static,
+    ) {
         let stopping = self.stopping.clone();
         tokio::spawn(async move {
             let _permit = permit;
@@ -87,46 +125,10 @@ impl Front {
                 }
             };
             tokio::select! {
-                () = handshake.serve(connection, streams) => {}
+                () = serve(connection) => {}
                 () = stopping.cancelled() => {}
             }
         });
-        Ok(response.map(|()| empty()))
-    }
-
-    /// `pods/portforward`: connections of the client's, carried to ports inside the pod.
-    pub(crate) async fn forward(
-        &self,
-        mut request: Request<Incoming>,
-        target: &Target<'_>,
-        query: &Query,
-    ) -> Result<Response<Body>, ApiError> {
-        let permit = Arc::clone(&self.streams).try_acquire_owned();
-        let permit =
-            permit.map_err(|_all_taken| ApiError::too_many_requests("too many streams are open, try again later"))?;
-        let pod = self.bound_pod(target).await?;
-        let ports = ports(query)?;
-        let handshake =
-            ForwardHandshake::agree(request.headers()).map_err(|error| ApiError::bad_request(error.to_string()))?;
-        let upgrade = hyper::upgrade::on(&mut request);
-        let connector = self.node.port_forward(&pod_ref(&pod.value)).await?;
-        let response = handshake.response();
-        let stopping = self.stopping.clone();
-        tokio::spawn(async move {
-            let _permit = permit;
-            let connection = match upgrade.await {
-                Ok(connection) => TokioIo::new(connection),
-                Err(error) => {
-                    tracing::debug!(%error, "a client went away before its ports were forwarded");
-                    return;
-                }
-            };
-            tokio::select! {
-                () = handshake.serve(connection, &ports, connector) => {}
-                () = stopping.cancelled() => {}
-            }
-        });
-        Ok(response.map(|()| empty()))
     }
 
     async fn open(
