@@ -20,8 +20,9 @@ const _: () = assert!(2 * EXEC_SYNC_OUTPUT_BYTES_MAX < MESSAGE_BYTES_MAX, "the k
 
 /// How long a killed container may take to be gone.
 pub const KILL_DEADLINE: Duration = Duration::from_secs(20);
-/// How long after its start a program may take to say which signals it handles, before it is sent one to end.
-pub const BEGINNING: Duration = Duration::from_millis(500);
+/// How long after its start a program may take to say which signals it handles, before it is sent one to end. Within the
+/// time that its stop may take; on a busy machine an interpreter needs seconds to begin.
+pub const BEGINNING: Duration = Duration::from_secs(5);
 /// How often it is looked at meanwhile.
 pub const BEGINNING_PAUSE: Duration = Duration::from_millis(10);
 

@@ -22,24 +22,28 @@ const KILLED: i32 = 128 + SIGKILL;
 
 /// The kernel drops signals that the first process of a pid namespace does not handle (pid_namespaces(7)). A program that
 /// began only a moment ago is given another to say that it does; asked too early, it would not hear of it and be killed in
-/// the end.
+/// the end. One that never does loses nothing by that.
 async fn until_heard(container: &ContainerEntry, signal: i32) {
     let pid = container.pid.load(Ordering::Relaxed);
     let age = || Duration::from_nanos(u64::try_from(now() - container.record.borrow().started_at).unwrap_or(u64::MAX));
-    while pid != 0 && age() < BEGINNING && container.phase() == Phase::Running && !is_heard(pid, signal) {
+    while pid != 0 && age() < BEGINNING && container.phase() == Phase::Running {
+        // One that cannot be looked at is gone.
+        let Ok(status) = std::fs::read_to_string(format!("/proc/{pid}/status")) else { return };
+        if is_heard(&status, signal) {
+            return;
+        }
         tokio::time::sleep(BEGINNING_PAUSE).await;
     }
 }
 
-/// Whether a process catches or ignores a signal; one that cannot be looked at counts as if it did.
-fn is_heard(pid: u32, signal: i32) -> bool {
-    let Ok(status) = std::fs::read_to_string(format!("/proc/{pid}/status")) else { return true };
-    let mask = |name: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name));
-        line.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default()
-    };
+/// Whether a signal reaches a process of which this is `/proc/PID/status`: it is not the first of its namespace, or it
+/// catches, ignores or blocks the signal. What is blocked waits for it, as for whoever reads signals from a descriptor.
+fn is_heard(status: &str, signal: i32) -> bool {
+    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim();
+    let mask = |name: &str| u64::from_str_radix(field(name), 16).unwrap_or_default();
     let bit = u32::try_from(signal - 1).ok().and_then(|place| 1_u64.checked_shl(place)).unwrap_or_default();
-    (mask("SigCgt:") | mask("SigIgn:")) & bit != 0
+    let is_first = field("NSpid:").split_whitespace().next_back() == Some("1");
+    !is_first || (mask("SigCgt:") | mask("SigIgn:") | mask("SigBlk:")) & bit != 0
 }
 
 impl Engine {
@@ -48,12 +52,17 @@ impl Engine {
         let Ok(container) = self.container(id) else { return Ok(()) };
         let grace = Duration::from_secs(u64::try_from(timeout_seconds).unwrap_or_default()).min(STOP_TIMEOUT_MAX);
         let signal = self.stop_signal(&container);
-        if !grace.is_zero() {
+        let asked = async {
             until_heard(&container, signal).await;
-        }
-        if !grace.is_zero() && self.signal(&container, signal).await? {
-            // Over or not: the next step tells.
-            drop(tokio::time::timeout(grace, container.ended()).await);
+            if self.signal(&container, signal).await? {
+                container.ended().await;
+            }
+            Ok::<(), CallError>(())
+        };
+        if !grace.is_zero()
+            && let Ok(asked) = tokio::time::timeout(grace, asked).await
+        {
+            asked?;
         }
         self.kill(&container).await
     }
@@ -153,5 +162,27 @@ impl Engine {
         self.change(container, |record| record.end(KILLED, "Error", why, now()))?;
         self.tell(&container.id, ContainerEventType::ContainerStoppedEvent, &container.pod);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_heard;
+
+    #[test]
+    fn who_hears_a_signal() {
+        let status = |pids: &str, blocked: &str, ignored: &str, caught: &str| {
+            format!(
+                "Name:\tsh\nNSpid:\t{pids}\nSigPnd:\t0\nSigBlk:\t{blocked}\nSigIgn:\t{ignored}\nSigCgt:\t{caught}\n"
+            )
+        };
+        let term = "0000000000004000";
+        for (blocked, ignored, caught) in [(term, "0", "0"), ("0", term, "0"), ("0", "0", term)] {
+            let status = status("4711\t1", blocked, ignored, caught);
+            assert!(is_heard(&status, 15) && !is_heard(&status, 3), "{status}");
+        }
+        assert!(!is_heard(&status("4711\t1", "0", "0", "0"), 15), "the first of its namespace, which does not say");
+        assert!(is_heard(&status("4711\t12", "0", "0", "0"), 15), "one among others");
+        assert!(is_heard(&status("4711\t1", "0", "0", "8000000000000000"), 64), "the last signal");
     }
 }

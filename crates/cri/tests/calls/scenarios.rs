@@ -29,6 +29,8 @@ scenarios![
     what_is_said_twice_is_done_once,
     a_name_is_free_after_a_failure,
     a_program_that_does_not_start,
+    nothing_waits_for_a_stop,
+    a_program_is_asked_to_end_by_its_own_signal,
     a_command_that_takes_too_long,
     logs_are_reopened,
     limits_change_in_place,
@@ -156,6 +158,42 @@ async fn a_program_that_does_not_start(node: &mut Node) -> Result<()> {
     let next = ContainerConfig { metadata: Some(next), ..node.container_config("main", "sleep 100") };
     let next = node.create(&pod, next, &config).await?;
     node.start_container(&next).await?;
+    node.remove(&pod).await
+}
+
+async fn nothing_waits_for_a_stop(node: &mut Node) -> Result<()> {
+    let (pod, container) = node.running("stubborn", "trap '' QUIT; while :; do sleep 1; done").await?;
+    let stop = |timeout| StopContainerRequest { container_id: container.clone(), timeout };
+    let mut patient = node.client.runtime.clone();
+    let patient = tokio::spawn({
+        let request = stop(3600);
+        async move { patient.stop_container(request).await }
+    });
+    ensure!(node.status(&container).await?.state() == ContainerState::ContainerRunning, "it still runs");
+    ensure!(node.exec(&container, "echo here").await?.stdout == b"here\n", "commands run meanwhile");
+    node.client.runtime.stop_container(stop(0)).await?;
+    ensure!(node.status(&container).await?.exit_code == 137, "the second one overtook, and it was killed");
+    ensure!(patient.await?.is_ok(), "the first one is over with it");
+    node.remove(&pod).await
+}
+
+async fn a_program_is_asked_to_end_by_its_own_signal(node: &mut Node) -> Result<()> {
+    let config = node.pod_config("polite");
+    let pod = node.run_pod(&config).await?;
+    let script = "trap 'exit 8' QUIT; trap 'exit 9' TERM; while :; do sleep 0.05; done";
+    let by_image = node.container_config("image", script);
+    let by_request =
+        ContainerConfig { stop_signal: Signal::Sigterm.into(), ..node.container_config("request", script) };
+    for (container, code) in [(by_image, 8), (by_request, 9)] {
+        let container = node.create(&pod, container, &config).await?;
+        node.start_container(&container).await?;
+        // At once: the program has hardly begun.
+        node.client
+            .runtime
+            .stop_container(StopContainerRequest { container_id: container.clone(), timeout: 3600 })
+            .await?;
+        ensure!(node.status(&container).await?.exit_code == code, "it heard: {:?}", node.status(&container).await?);
+    }
     node.remove(&pod).await
 }
 
