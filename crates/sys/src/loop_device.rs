@@ -10,6 +10,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use crate::read_ahead;
 use rustix::fs::{FileType, Mode, makedev, mknodat};
@@ -24,6 +25,8 @@ const LO_FLAGS_AUTOCLEAR: u32 = 4;
 const LO_FLAGS_DIRECT_IO: u32 = 16;
 /// Others may take a free device between asking and configuring; this often is more than bad luck.
 const ATTEMPTS_MAX: u32 = 64;
+/// One at a time asks for a free device and takes it: until it is taken, the kernel tells everybody the same one.
+static TAKING: Mutex<()> = Mutex::new(());
 
 /// `struct loop_info64`.
 #[repr(C)]
@@ -82,6 +85,7 @@ impl LoopDevice {
     /// Attaches `backing` to a free loop device.
     pub fn attach(backing: BorrowedFd<'_>, options: LoopOptions) -> io::Result<Self> {
         let control = OpenOptions::new().read(true).write(true).open("/dev/loop-control")?;
+        let _taking = TAKING.lock().unwrap_or_else(PoisonError::into_inner);
         let mut last = io::Error::from_raw_os_error(libc::EBUSY);
         for _ in 0..ATTEMPTS_MAX {
             // SAFETY: LOOP_CTL_GET_FREE takes no argument.
