@@ -3,7 +3,7 @@
 mod pull;
 mod pull_and_run;
 mod read;
-mod turns;
+pub(crate) mod turns;
 mod warm_run;
 
 use anyhow::Result;

@@ -6,6 +6,7 @@
 //! - [`figures`]: what is measured, with the promised bounds; [`mod@report`]: medians, ratios, the table and the JSON.
 //! - [`mod@bench`]: the image, the registry and the machine's caches, which all figures share.
 //! - [`image`]: the suite of cold starts behind links, which has its own images, peers and bounds.
+//! - [`mod@runtime`]: the suite of pods and containers, driven through the Container Runtime Interface.
 //! - [`interrupt`]: how a run that is interrupted leaves nothing behind.
 //!
 //! Invariants: nothing is compared with a number of another run or machine; who comes first changes from round to round;
@@ -20,6 +21,7 @@ mod image;
 mod interrupt;
 mod peers;
 mod report;
+mod runtime;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -70,6 +72,13 @@ enum Suite {
         #[command(flatten)]
         common: Common,
     },
+    /// Pods and containers: starting, ending, commands, memory, processor time, a killed daemon.
+    Runtime {
+        #[command(flatten)]
+        selection: runtime::Selection,
+        #[command(flatten)]
+        common: Common,
+    },
 }
 
 fn group_names() -> clap::builder::PossibleValuesParser {
@@ -83,6 +92,9 @@ fn main() -> Result<ExitCode> {
     let outcome = match &arguments.suite {
         Some(Suite::Image { selection, common }) => sampan_program(common)
             .and_then(|sampan| image::run(selection, &common.work_dir, sampan, common.runs))
+            .and_then(|(figures, missing)| report(&figures, &missing, common)),
+        Some(Suite::Runtime { selection, common }) => sampan_program(common)
+            .and_then(|sampan| runtime::run(selection, &common.work_dir, &sampan, common.runs))
             .and_then(|(figures, missing)| report(&figures, &missing, common)),
         None => measure_groups(&arguments).and_then(|(figures, missing)| report(&figures, &missing, &arguments.common)),
     };

@@ -19,6 +19,10 @@ const CONTAINERD_PROGRAMS: [&str; 3] = ["containerd", "containerd-shim-runc-v2",
 const RUNC_MODULE: &str = "github.com/opencontainers/runc";
 const RUNC_VERSION: &str = "v1.5.2";
 
+const CNI_MODULE: &str = "github.com/containernetworking/plugins";
+const CNI_VERSION: &str = "v1.9.1";
+const CNI_PLUGINS: [&str; 4] = ["main/bridge", "main/loopback", "ipam/host-local", "meta/portmap"];
+
 /// Debian's own programs, wherever else others of the same name are.
 const DEBIAN_PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -42,6 +46,46 @@ pub(crate) struct ImagePeers {
     pub(crate) containerd2: Option<PathBuf>,
     /// Whether containerd 2 finds an mkfs.erofs that its differ can use.
     pub(crate) erofs: bool,
+}
+
+/// The peers of the runtime suite.
+#[derive(Debug, Default)]
+pub(crate) struct RuntimePeers {
+    /// The folder with containerd 2, its shim and ctr.
+    pub(crate) containerd2: Option<PathBuf>,
+    pub(crate) runc: Option<PathBuf>,
+    /// The folder with the CNI plug-ins.
+    pub(crate) plugins: Option<PathBuf>,
+}
+
+impl RuntimePeers {
+    /// Finds or installs them; the second part names what is missing.
+    pub(crate) fn find_or_install() -> Result<(Self, Vec<String>)> {
+        required(&[("unshare", "util-linux"), ("ip", "iproute2"), ("iptables", "iptables")])?;
+        let mut missing = Missing::default();
+        let runc = missing.note("runc", runc());
+        let folder = |path: PathBuf| path.parent().map(Path::to_owned);
+        let containerd2 = missing.note("containerd 2", containerd2()).and_then(folder);
+        let plugins = missing.note("CNI plug-ins", plugins());
+        Ok((Self { containerd2, runc, plugins }, missing.0))
+    }
+}
+
+/// The folder with the CNI plug-ins: ours, or one where others keep them, or else built from their Go module.
+fn plugins() -> Result<PathBuf> {
+    let own = cache().join("cni");
+    let whole = |folder: &PathBuf| CNI_PLUGINS.iter().all(|path| folder.join(file_name(path)).is_file());
+    if let Some(folder) = [own.clone(), cache().join("bin")].into_iter().find(whole) {
+        return Ok(folder);
+    }
+    for path in CNI_PLUGINS {
+        go_install_into(&own, &format!("{CNI_MODULE}/plugins/{path}@{CNI_VERSION}"), &[])?;
+    }
+    Some(own).filter(whole).context("the Go module brings no plug-ins")
+}
+
+fn file_name(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or(path)
 }
 
 impl ImagePeers {
@@ -177,12 +221,15 @@ fn debian_header() -> Result<()> {
 }
 
 fn go_install(module: &str, flags: &[&str]) -> Result<()> {
+    go_install_into(&cache().join("bin"), module, flags)
+}
+
+fn go_install_into(folder: &Path, module: &str, flags: &[&str]) -> Result<()> {
     ensure!(
         find("go", |_path| true).is_some(),
         "there is no Go to build {module} with: install Go, or set SAMPAN_PEERS"
     );
-    let folder = cache().join("bin");
-    std::fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
+    std::fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
     announce(&format!("building {module}"))?;
     run(Command::new("nice")
         .args(["go", "install", "-trimpath", "-ldflags", "-s -w"])

@@ -81,6 +81,51 @@ impl Figure {
             note: None,
         }
     }
+
+    /// Compares two quantities; nothing stands for a missing peer.
+    pub(crate) fn quantities(
+        name: impl Into<String>,
+        unit: &'static str,
+        (ours, runs): (f64, usize),
+        (peer_name, peer): (&str, Option<f64>),
+        bound: Option<f64>,
+    ) -> Self {
+        let ratio = peer.map(|peer| ours / peer);
+        Self {
+            name: name.into(),
+            ours,
+            peer,
+            peer_name: peer_name.to_owned(),
+            unit,
+            runs,
+            ratio,
+            bound,
+            holds: bound.map(|bound| ratio.is_some_and(|ratio| ratio <= bound)),
+            note: None,
+        }
+    }
+
+    /// A quantity of ours that may be so much at most; nothing where it is for orientation.
+    pub(crate) fn at_most(
+        name: impl Into<String>,
+        unit: &'static str,
+        (ours, runs): (f64, usize),
+        bound: Option<f64>,
+    ) -> Self {
+        Self {
+            ratio: bound.map(|_| ours),
+            holds: bound.map(|bound| ours <= bound),
+            ..Self::quantities(name, unit, (ours, runs), ("at most", None), bound)
+        }
+    }
+}
+
+/// So much of a series, from 0 to 1, is not larger.
+pub(crate) fn quantile(times: &[Duration], part: f64) -> Option<Duration> {
+    let mut sorted = times.to_vec();
+    sorted.sort_unstable();
+    let rank = (part * sorted.len() as f64).ceil() as usize;
+    sorted.get(rank.max(1) - 1).copied()
 }
 
 /// The middle of a series, or the mean of its two middles.
@@ -144,6 +189,21 @@ mod tests {
         assert_eq!(median(&[]), None);
         assert_eq!(median(&milliseconds(&[9, 1, 5])), Some(Duration::from_millis(5)));
         assert_eq!(median(&milliseconds(&[4, 1, 9, 2])), Some(Duration::from_millis(3)));
+    }
+
+    #[test]
+    fn quantiles() {
+        assert_eq!(quantile(&[], 0.99), None);
+        let hundred = milliseconds(&(1..=100).collect::<Vec<_>>());
+        assert_eq!(quantile(&hundred, 0.99), Some(Duration::from_millis(99)));
+        assert_eq!(quantile(&hundred, 0.0), Some(Duration::from_millis(1)));
+    }
+
+    #[test]
+    fn a_quantity_of_ours_alone() {
+        let figure = |ours| Figure::at_most("x", "MB", (ours, 1), Some(0.1));
+        assert_eq!((figure(0.1).holds, figure(0.2).holds, figure(0.2).ratio), (Some(true), Some(false), Some(0.2)));
+        assert_eq!(Figure::at_most("x", "MB", (1.0, 1), None).holds, None);
     }
 
     #[test]

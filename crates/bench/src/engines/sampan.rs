@@ -21,6 +21,11 @@ const INSTANCE: &str = "spbench";
 const ADDRESSES_FROM: u32 = 210;
 const ADDRESSES_COUNT: u32 = 40;
 
+/// The addresses for its instances.
+pub(crate) fn addresses() -> String {
+    format!("10.{}.0.0/16", ADDRESSES_FROM + std::process::id() % ADDRESSES_COUNT)
+}
+
 #[derive(Debug)]
 pub(crate) struct Sampan {
     program: PathBuf,
@@ -77,8 +82,7 @@ impl Sampan {
             .arg(self.folder.join("data"))
             .arg("--run-dir")
             .arg(self.folder.join("run"));
-        let addresses = format!("10.{}.0.0/16", ADDRESSES_FROM + std::process::id() % ADDRESSES_COUNT);
-        command.args(["--instance", INSTANCE, "--listen", "none", "--pod-cidr4", &addresses]);
+        command.args(["--instance", INSTANCE, "--listen", "none", "--pod-cidr4", &addresses()]);
         command.args(["--insecure-registry", &self.registry]);
         command.process_group(0).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         command.spawn().context("start sampan serve")

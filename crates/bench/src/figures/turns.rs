@@ -13,7 +13,7 @@ const ANNOUNCED_FROM: Duration = Duration::from_secs(2);
 
 /// Measures `sides` (ours is the first) in `rounds`. A peer that fails is announced, and its series is empty from then
 /// on; when we fail, so does the whole.
-pub(super) fn take(
+pub(crate) fn take(
     rounds: u32,
     sides: &[&str],
     mut measure: impl FnMut(usize) -> Result<Duration>,
