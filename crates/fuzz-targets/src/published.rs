@@ -1,11 +1,15 @@
 //! What comes with images from elsewhere besides themselves: start packs, traces, descriptions, layers' own tables of contents.
 
+use sampan_image::index::LayerIndex;
 use sampan_image::lazy::source::Touch;
 use sampan_image::pack::{PAGE_BYTES, PackHead, head_range};
 use sampan_image::publish::describe::{Description, read_artifact};
 use sampan_image::toc::TocHint;
 use sampan_image::trace::Trace;
 use sampan_oci::digest::Digest;
+use sampan_oci::manifest::{Descriptor, Layer};
+use sampan_oci::media_type::Compression;
+use std::collections::BTreeMap;
 
 /// A start pack: as a file when the bytes begin like one, else as the unpacked head behind a right header.
 pub fn start_pack(bytes: &[u8]) -> bool {
@@ -104,5 +108,12 @@ pub fn layer_toc(bytes: &[u8]) -> bool {
     }
     let (_, blob_bytes) = toc.tree.blob_layout();
     assert!(blob_bytes >= stream, "the blob has no room for its files");
+    let (media_type, annotations) = (String::new(), BTreeMap::new());
+    let descriptor =
+        Descriptor { media_type, digest: Digest::of(b"layer"), size: place.start, annotations, platform: None };
+    let layer = Layer { descriptor, compression: Compression::Zstd };
+    if let Ok((index, file)) = toc.into_index(&layer, Digest::of(b"tar")) {
+        assert_eq!(LayerIndex::decode(&file).ok().as_ref(), Some(&index), "what is written is not what is read");
+    }
     true
 }

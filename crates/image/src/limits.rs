@@ -57,6 +57,13 @@ pub const TOC_BYTES_MAX: u64 = 128 << 20;
 pub const TOC_STORED_BYTES_MAX: u64 = 64 << 20;
 /// Pieces of files in a layer's own table of contents: 64 GiB in pieces of the usual 64 KiB.
 pub const TOC_PIECES_MAX: usize = 1 << 20;
+/// Bytes of one such piece, which is verified in memory. Usual are 64 KiB and 4 MiB; only long runs of one byte make more.
+pub const TOC_PIECE_BYTES_MAX: u64 = 32 << 20;
+/// Bytes that may have to be unpacked to come to a piece: headers, other small files, the table's own beginning.
+pub const TOC_SKIPPED_BYTES_MAX: u64 = TOC_BYTES_MAX + (1 << 20);
+/// Pieces above this are unpacked only so many at one time, over all layers, and once all of their bytes are here.
+pub const TOC_LARGE_PIECE_BYTES: u64 = 1 << 20;
+pub const TOC_LARGE_PIECES_AT_ONCE: usize = 4;
 /// Layers of an image, as manifests may name.
 pub const TRACE_LAYERS_MAX: u32 = sampan_oci::limits::LAYERS_MAX as u32;
 /// Pages of one trace: 1 GiB. What a start reads beyond that is no start any more.

@@ -1,5 +1,6 @@
 //! What this crate's tests share: layers from short descriptions, a naive model of stacking, and ways to read images back.
 
+pub(crate) mod contents;
 pub(crate) mod layout;
 pub(crate) mod model;
 pub(crate) mod read_back;

@@ -22,9 +22,13 @@
 
 mod entries;
 mod footer;
+mod spans;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use spans::SpanPiece;
+
+use crate::index::IndexError;
 use crate::limits::{TOC_BYTES_MAX, TOC_STORED_BYTES_MAX};
 use crate::tree::{LayerTree, TreeError, TreeFault};
 use sampan_oci::digest::Digest;
@@ -64,8 +68,10 @@ pub enum TocError {
     Name(#[from] LayerError),
     #[error(transparent)]
     Tree(#[from] TreeError),
-    #[error("the table of contents makes no sound tree: {0}")]
+    #[error("the table of contents is not sound: {0}")]
     Unsound(&'static str),
+    #[error("the table of contents makes no index")]
+    Index(#[from] IndexError),
 }
 
 impl From<TreeFault> for TocError {
@@ -149,11 +155,7 @@ impl TocHint {
             Self::Estargz { digest } => {
                 let packed = footer::unpack_estargz(stored)?;
                 check(digest, &packed.json)?;
-                entries::read(
-                    &packed.json,
-                    place.start,
-                    Some((packed.entry, packed.skipped_bytes, place.clone(), *digest)),
-                )
+                entries::read(&packed.json, place.start, Some((packed.entry, packed.skipped_bytes, place.clone())))
             }
             Self::ZstdChunked { digest, bytes, .. } => {
                 check(digest, stored)?;

@@ -162,7 +162,7 @@ impl LayerIndex {
         Ok(record)
     }
 
-    fn check(&self) -> Result<(), IndexError> {
+    pub(crate) fn check(&self) -> Result<(), IndexError> {
         self.tree.check(self.stream_bytes)?;
         let mut last: Option<&SpanEntry> = None;
         for span in &self.spans {

@@ -14,6 +14,8 @@ pub(crate) struct BlobMap {
     /// For sparse files only: where their runs of data stand.
     sparse: HashMap<usize, Vec<Piece>>,
     chunks: u64,
+    /// To multiples of what the bytes that are to be read are rounded.
+    grain: u64,
 }
 
 /// One content.
@@ -48,7 +50,13 @@ impl BlobMap {
             blob += blob_bytes;
             chunks += content.chunks();
         }
-        Self { places, sparse, chunks }
+        Self { places, sparse, chunks, grain: CHUNK_BYTES }
+    }
+
+    /// The same for a layer whose digests stand for pieces of any length instead of chunks. Which pieces are needed follows
+    /// from the spans.
+    pub(crate) fn of_pieces(contents: &[Content]) -> Self {
+        Self { grain: 1, ..Self::new(contents) }
     }
 
     #[cfg(test)]
@@ -72,7 +80,7 @@ impl BlobMap {
         place.first_chunk + stream.saturating_sub(place.stream).div_ceil(CHUNK_BYTES)
     }
 
-    /// What must be read of the stream, in whole chunks, to have a part of the blob: one range for each content.
+    /// What must be read of the stream, in whole chunks (where there are such), to have a part of the blob: one range for each content.
     pub(crate) fn stream_of(&self, blob: Range<u64>) -> Vec<Range<u64>> {
         let first = self.places.partition_point(|place| place.blob + place.blob_bytes <= blob.start);
         let mut ranges = Vec::new();
@@ -84,8 +92,8 @@ impl BlobMap {
             if within.is_empty() {
                 continue;
             }
-            let start = within.start / CHUNK_BYTES * CHUNK_BYTES;
-            let end = within.end.next_multiple_of(CHUNK_BYTES).min(place.stream_bytes);
+            let start = within.start / self.grain * self.grain;
+            let end = within.end.next_multiple_of(self.grain).min(place.stream_bytes);
             ranges.push(place.stream + start..place.stream + end);
         }
         ranges

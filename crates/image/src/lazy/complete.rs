@@ -4,14 +4,17 @@
 //! compressed cache, the others from the registry, past the cache. What comes out is a blob and an index as a plain pull makes
 //! them. Then
 //! - the compressed digest and the diffID were right, or there is no result;
-//! - the index that comes out must be the one that was used: same tree, spans, windows, digests of chunks;
+//! - the index that comes out must be the one that was used: same tree, spans, windows, digests of chunks (of a layer that is read
+//!   by its own table of contents: see `contents`);
 //! - every page that is in the demand cache must be the same in the new blob (chunks vouch for pages that were unpacked, nothing
 //!   else does for those that came in a start pack).
 //!
 //! What is found to be untrue is told, not mended: the caller takes the layer away from those who use it.
 
+use super::contents;
 use super::error::LazyError;
 use super::layer::LazyLayer;
+use super::state::ReadBy;
 use super::traffic::Class;
 use crate::error::ImageError;
 use crate::index::{LayerIndex, SpanEntry, front_range};
@@ -129,8 +132,9 @@ fn make(
         | UnpackError::DiffId { .. } => CompletionError::Untrue(ErrorChain(&error).to_string()),
         error => error.into(),
     })?;
-    compare_index(layer, &unpacked.index_bytes)?;
-    compare_pages(layer, &File::open(&target.blob).map_err(CompletionError::Compare)?)?;
+    let blob = File::open(&target.blob).map_err(CompletionError::Compare)?;
+    compare_index(layer, &unpacked.index_bytes, &blob)?;
+    compare_pages(layer, &blob)?;
     Ok(unpacked.index_bytes)
 }
 
@@ -210,7 +214,7 @@ async fn bring(layer: &LazyLayer, part: std::ops::Range<u64>) -> Result<(), Lazy
 }
 
 /// The index that was used against the one that came out.
-fn compare_index(layer: &LazyLayer, made: &[u8]) -> Result<(), CompletionError> {
+fn compare_index(layer: &LazyLayer, made: &[u8], blob: &File) -> Result<(), CompletionError> {
     let untrue =
         |what: &str| CompletionError::Untrue(format!("the index of layer {} {what}", layer.index().layer_digest));
     let made_index = LayerIndex::decode(made).map_err(UnpackError::from)?;
@@ -219,6 +223,9 @@ fn compare_index(layer: &LazyLayer, made: &[u8]) -> Result<(), CompletionError> 
         ImageError::File { .. } => CompletionError::Compare(io::Error::other(error)),
         error => untrue(&ErrorChain(&error).to_string()),
     })?;
+    if layer.read_by() == ReadBy::Contents {
+        return contents::compare(layer, &used_index, &made_index, blob);
+    }
     if used_index == made_index {
         return Ok(());
     }

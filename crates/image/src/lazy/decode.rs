@@ -10,10 +10,12 @@ use super::error::LazyError;
 use super::limits::DECODE_BYTES;
 use super::pages::PageCache;
 use crate::index::{Compression, Hash, LayerIndex, SpanRecord};
+use crate::toc::SpanPiece;
 use crate::tree::{BLOCK_BYTES, CHUNK_BYTES};
 use sampan_oci::digest::Digest;
 use sampan_oci::gzip::{DecoderState, GzipDecoder};
 use sampan_oci::inflate::{OutputBuffer, StreamPosition};
+use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use zstd::stream::raw::{Decoder as ZstdDecoder, InBuffer, Operation, OutBuffer};
@@ -25,12 +27,27 @@ pub(crate) struct Stretch<'a> {
     pub(crate) pages: &'a PageCache,
     pub(crate) compressed: &'a CompressedCache,
     pub(crate) spans: Range<usize>,
-    /// Their records.
-    pub(crate) records: Vec<SpanRecord>,
+    pub(crate) records: Records,
     /// Whether nobody will bring the bytes any more.
     pub(crate) given_up: &'a (dyn Fn() -> bool + Sync),
     /// Called whenever pages have been marked.
     pub(crate) arrived: &'a (dyn Fn() + Sync),
+}
+
+/// The records of a stretch's spans.
+pub(crate) enum Records {
+    /// Of an index that was made from the layer.
+    Spans(Vec<SpanRecord>),
+    /// Of one that was made from the layer's own table of contents.
+    Pieces(Vec<Vec<SpanPiece>>),
+}
+
+/// What takes unpacked bytes.
+pub(super) trait Sink {
+    fn take(&mut self, bytes: &[u8]) -> Result<(), LazyError>;
+
+    /// Whether it needs no more of them.
+    fn is_done(&self) -> bool;
 }
 
 /// The bytes of the compressed layer that spans take.
@@ -48,7 +65,10 @@ impl Stretch<'_> {
     pub(crate) fn unpack(mut self) -> Result<(), LazyError> {
         let Some(first) = self.index.spans.get(self.spans.start).copied() else { return Ok(()) };
         let end = self.index.spans.get(self.spans.end).map_or(self.index.stream_bytes, |next| next.stream_offset);
-        let records = std::mem::take(&mut self.records);
+        let records = match std::mem::replace(&mut self.records, Records::Spans(Vec::new())) {
+            Records::Spans(records) => records,
+            Records::Pieces(records) => return self.unpack_pieces(&records),
+        };
         let window = records.first().map(|record| record.window.clone()).unwrap_or_default();
         let digests = records.into_iter().flat_map(|record| record.chunks).collect();
         let mut placer = Placer::new(&self, first.stream_offset..end, digests);
@@ -57,14 +77,15 @@ impl Stretch<'_> {
             Compression::Gzip => {
                 let bit = first.bit;
                 let start = StreamPosition { compressed: input.start, bit, uncompressed: first.stream_offset };
-                self.gzip(start, &window, input, &mut placer)
+                let decoder = GzipDecoder::resume(start, &window, OutputBuffer::with_capacity(DECODE_BYTES));
+                self.gzip(decoder, input, &mut placer)
             }
             Compression::Zstd => self.zstd(input, &mut placer),
             Compression::None => self.plain(input, &mut placer),
         }
     }
 
-    fn layer(&self) -> Digest {
+    pub(super) fn layer(&self) -> Digest {
         self.index.layer_digest
     }
 
@@ -76,41 +97,39 @@ impl Stretch<'_> {
         self.compressed.file().read_exact_at(buffer, at).map_err(LazyError::cache(self.layer()))
     }
 
-    fn gzip(
+    pub(super) fn gzip(
         &self,
-        start: StreamPosition,
-        window: &[u8],
+        mut decoder: GzipDecoder,
         input: Range<u64>,
-        placer: &mut Placer<'_>,
+        sink: &mut impl Sink,
     ) -> Result<(), LazyError> {
         let inflate = |source| LazyError::Inflate { layer: self.layer(), source };
-        let mut decoder = GzipDecoder::resume(start, window, OutputBuffer::with_capacity(DECODE_BYTES));
         let mut buffer = Vec::new();
         let mut at = input.start;
-        while !placer.is_done() && at < input.end {
+        while !sink.is_done() && at < input.end {
             self.read(at, input.end, &mut buffer)?;
             at += buffer.len() as u64;
             let mut rest = &buffer[..];
             loop {
                 let progress = decoder.feed(rest).map_err(inflate)?;
                 rest = rest.get(progress.consumed..).unwrap_or_default();
-                placer.take(decoder.output())?;
+                sink.take(decoder.output())?;
                 decoder.clear_output();
-                if progress.state == DecoderState::NeedsInput || placer.is_done() {
+                if progress.state == DecoderState::NeedsInput || sink.is_done() {
                     break;
                 }
             }
         }
-        placer.finish()
+        self.ended(sink)
     }
 
-    fn zstd(&self, input: Range<u64>, placer: &mut Placer<'_>) -> Result<(), LazyError> {
+    pub(super) fn zstd(&self, input: Range<u64>, sink: &mut impl Sink) -> Result<(), LazyError> {
         let failed = |source| LazyError::Zstd { layer: self.layer(), source };
         let mut decoder = ZstdDecoder::new().map_err(failed)?;
         let mut output = vec![0; DECODE_BYTES];
         let mut buffer = Vec::new();
         let mut at = input.start;
-        while !placer.is_done() && at < input.end {
+        while !sink.is_done() && at < input.end {
             self.read(at, input.end, &mut buffer)?;
             at += buffer.len() as u64;
             let mut source = InBuffer::around(&buffer);
@@ -118,29 +137,33 @@ impl Stretch<'_> {
                 let mut space = OutBuffer::around(&mut output[..]);
                 let hint = decoder.run(&mut source, &mut space).map_err(failed)?;
                 let filled = space.pos();
-                placer.take(output.get(..filled).unwrap_or_default())?;
+                sink.take(output.get(..filled).unwrap_or_default())?;
                 if hint == 0 {
                     decoder.reinit().map_err(failed)?;
                 }
                 // A full buffer may mean that the decoder holds more back.
                 let holds_back = filled == DECODE_BYTES && hint != 0;
-                if placer.is_done() || (source.pos() == buffer.len() && !holds_back) {
+                if sink.is_done() || (source.pos() == buffer.len() && !holds_back) {
                     break;
                 }
             }
         }
-        placer.finish()
+        self.ended(sink)
     }
 
-    fn plain(&self, input: Range<u64>, placer: &mut Placer<'_>) -> Result<(), LazyError> {
+    pub(super) fn plain(&self, input: Range<u64>, sink: &mut impl Sink) -> Result<(), LazyError> {
         let mut buffer = Vec::new();
         let mut at = input.start;
-        while !placer.is_done() && at < input.end {
+        while !sink.is_done() && at < input.end {
             self.read(at, input.end, &mut buffer)?;
             at += buffer.len() as u64;
-            placer.take(&buffer)?;
+            sink.take(&buffer)?;
         }
-        placer.finish()
+        self.ended(sink)
+    }
+
+    fn ended(&self, sink: &impl Sink) -> Result<(), LazyError> {
+        if sink.is_done() { Ok(()) } else { Err(LazyError::Corrupt { layer: self.layer() }) }
     }
 }
 
@@ -181,26 +204,6 @@ impl<'a> Placer<'a> {
         }
     }
 
-    fn is_done(&self) -> bool {
-        self.at >= self.stream.end
-    }
-
-    fn finish(&self) -> Result<(), LazyError> {
-        if self.is_done() { Ok(()) } else { Err(LazyError::Corrupt { layer: self.layer }) }
-    }
-
-    /// Takes the next bytes of the stream; what lies past the stretch is ignored.
-    fn take(&mut self, bytes: &[u8]) -> Result<(), LazyError> {
-        let room = usize::try_from(self.stream.end.saturating_sub(self.at)).unwrap_or(usize::MAX);
-        let mut bytes = bytes.get(..room).unwrap_or(bytes);
-        while !bytes.is_empty() {
-            let taken = self.take_some(bytes)?;
-            self.at += taken as u64;
-            bytes = bytes.get(taken..).unwrap_or_default();
-        }
-        Ok(())
-    }
-
     /// Takes bytes up to the end of a chunk, or of what lies between two contents.
     fn take_some(&mut self, bytes: &[u8]) -> Result<usize, LazyError> {
         let map = self.map;
@@ -239,30 +242,60 @@ impl<'a> Placer<'a> {
     /// Verifies a chunk and puts it into the blob.
     fn chunk(&mut self, within: Range<u64>, bytes: &[u8]) -> Result<(), LazyError> {
         let from = *self.verified_from.get_or_insert(within.start);
-        // A page of a sparse file may hold the end of the chunk before.
-        let marked = within.start.saturating_sub(BLOCK_BYTES).max(from)..within.end;
-        let pages = self.map.pages_within(self.content, marked);
         let place = self.map.place(self.content);
         let number = place.map_or(0, |place| place.first_chunk + within.start / CHUNK_BYTES);
         let digest = usize::try_from(number.wrapping_sub(self.first_chunk)).ok().and_then(|at| self.digests.get(at));
         if digest != Some(blake3::hash(bytes).as_bytes()) {
             return Err(LazyError::Corrupt { layer: self.layer });
         }
-        let pieces = self.map.pieces(self.content, within.clone());
-        let touched = |piece: &Piece| piece.blob / BLOCK_BYTES..(piece.blob + piece.bytes).div_ceil(BLOCK_BYTES);
-        if pieces.iter().all(|piece| self.pages.has(touched(piece))) {
-            return Ok(());
+        let marked = place_verified(self.map, self.pages, self.content, from, within, bytes);
+        if marked.map_err(LazyError::cache(self.layer))? {
+            (self.arrived)();
         }
-        let cache = || LazyError::cache(self.layer);
-        for piece in pieces {
-            let begin = (piece.within - within.start) as usize;
-            let part = bytes.get(begin..begin + piece.bytes as usize).unwrap_or_default();
-            self.pages.write(piece.blob, part).map_err(cache())?;
-        }
-        for pages in pages {
-            self.pages.mark(pages).map_err(cache())?;
-        }
-        (self.arrived)();
         Ok(())
     }
+}
+
+impl Sink for Placer<'_> {
+    fn is_done(&self) -> bool {
+        self.at >= self.stream.end
+    }
+
+    /// Takes the next bytes of the stream; what lies past the stretch is ignored.
+    fn take(&mut self, bytes: &[u8]) -> Result<(), LazyError> {
+        let room = usize::try_from(self.stream.end.saturating_sub(self.at)).unwrap_or(usize::MAX);
+        let mut bytes = bytes.get(..room).unwrap_or(bytes);
+        while !bytes.is_empty() {
+            let taken = self.take_some(bytes)?;
+            self.at += taken as u64;
+            bytes = bytes.get(taken..).unwrap_or_default();
+        }
+        Ok(())
+    }
+}
+
+/// Puts a verified part of a content into the blob, and marks the pages that are whole with it; whether any was not marked
+/// before. The content has been verified without a gap since `from`: a page may hold the end of the part before.
+pub(super) fn place_verified(
+    map: &BlobMap,
+    pages: &PageCache,
+    content: usize,
+    from: u64,
+    within: Range<u64>,
+    bytes: &[u8],
+) -> io::Result<bool> {
+    let pieces = map.pieces(content, within.clone());
+    let touched = |piece: &Piece| piece.blob / BLOCK_BYTES..(piece.blob + piece.bytes).div_ceil(BLOCK_BYTES);
+    if pieces.iter().all(|piece| pages.has(touched(piece))) {
+        return Ok(false);
+    }
+    for piece in pieces {
+        let begin = (piece.within - within.start) as usize;
+        pages.write(piece.blob, bytes.get(begin..begin + piece.bytes as usize).unwrap_or_default())?;
+    }
+    let marked = within.start.saturating_sub(BLOCK_BYTES).max(from)..within.end;
+    for marked in map.pages_within(content, marked) {
+        pages.mark(marked)?;
+    }
+    Ok(true)
 }

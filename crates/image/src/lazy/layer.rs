@@ -14,7 +14,7 @@
 
 use super::blob_map::BlobMap;
 use super::compressed::CompressedCache;
-use super::decode::{Stretch, compressed_range};
+use super::decode::{Records, Stretch, compressed_range};
 use super::demand::{Book, stretches};
 use super::error::LazyError;
 use super::event::{LayerEvent, Report};
@@ -23,10 +23,12 @@ use super::pages::PageCache;
 use super::partial_file::{Answer, PartialFile};
 use super::remote::{Remote, retry_backoff};
 use super::source::RecordSource;
+use super::state::ReadBy;
 use super::touches::{Clock, Touches};
 use super::traffic::{Class, Traffic};
 use crate::error::ImageError;
-use crate::index::{LayerIndex, SpanRecord, StreamLayout};
+use crate::index::{IndexError, LayerIndex, SpanRecord, StreamLayout};
+use crate::toc::SpanPiece;
 use crate::tree::BLOCK_BYTES;
 use rustix::io::Errno;
 use sampan_kit::backoff::Backoff;
@@ -60,6 +62,7 @@ pub(crate) struct LayerParts {
     /// Its number among the files that are served.
     pub(crate) number: u64,
     pub(crate) index: LayerIndex,
+    pub(crate) read_by: ReadBy,
     /// Where the front part of the index file ends.
     pub(crate) front_end: u64,
     pub(crate) records: Arc<dyn RecordSource>,
@@ -75,6 +78,8 @@ pub(crate) struct LazyLayer {
     pub(crate) number: u64,
     /// Without its inodes, which nothing here needs.
     index: LayerIndex,
+    /// What its records are.
+    read_by: ReadBy,
     /// Where each record begins in the index file, and where the last one ends.
     record_starts: Vec<u64>,
     layout: StreamLayout,
@@ -148,9 +153,12 @@ impl Drop for GivenUp {
 
 impl LazyLayer {
     pub(crate) fn new(parts: LayerParts, around: Surroundings) -> Arc<Self> {
-        let LayerParts { directory, number, mut index, front_end, records, remote, pages, compressed } = parts;
+        let LayerParts { directory, number, mut index, read_by, front_end, records, remote, pages, compressed } = parts;
         let layout = StreamLayout::new(&index.tree);
-        let map = BlobMap::new(&index.tree.contents);
+        let map = match read_by {
+            ReadBy::Index => BlobMap::new(&index.tree.contents),
+            ReadBy::Contents => BlobMap::of_pieces(&index.tree.contents),
+        };
         index.tree.inodes = Vec::new();
         let mut record_starts = Vec::with_capacity(index.spans.len() + 1);
         record_starts.push(front_end);
@@ -164,6 +172,7 @@ impl LazyLayer {
             directory,
             number,
             index,
+            read_by,
             record_starts,
             layout,
             map,
@@ -188,6 +197,10 @@ impl LazyLayer {
     /// The index, without inodes.
     pub(crate) fn index(&self) -> &LayerIndex {
         &self.index
+    }
+
+    pub(crate) fn read_by(&self) -> ReadBy {
+        self.read_by
     }
 
     pub(crate) fn surroundings(&self) -> &Surroundings {
@@ -356,7 +369,10 @@ impl LazyLayer {
             brought
         };
         let unpack = async {
-            let records = self.records_of(&stretch).await?;
+            let records = match self.read_by {
+                ReadBy::Index => Records::Spans(self.records_of(&stretch, Self::decode_record).await?),
+                ReadBy::Contents => Records::Pieces(self.records_of(&stretch, Self::decode_pieces).await?),
+            };
             let (me, given_up, spans) = (self.clone(), given_up.now.clone(), stretch.clone());
             let unpacked = tokio::task::spawn_blocking(move || {
                 let work = Stretch {
@@ -379,8 +395,21 @@ impl LazyLayer {
 
     /// The record of one span.
     pub(crate) async fn record(&self, span: usize) -> Result<SpanRecord, LazyError> {
-        let record = self.records_of(&(span..span + 1)).await?.pop();
+        let record = self.records_of(&(span..span + 1), Self::decode_record).await?.pop();
         record.ok_or(LazyError::Stopped { layer: self.index.layer_digest })
+    }
+
+    fn decode_record(&self, span: usize, bytes: &[u8]) -> Result<SpanRecord, IndexError> {
+        self.index.decode_record(&self.layout, span, bytes)
+    }
+
+    /// The pieces of some spans of a layer that is read by its own table of contents.
+    pub(crate) async fn pieces(&self, spans: &Range<usize>) -> Result<Vec<SpanPiece>, LazyError> {
+        Ok(self.records_of(spans, Self::decode_pieces).await?.into_iter().flatten().collect())
+    }
+
+    fn decode_pieces(&self, span: usize, bytes: &[u8]) -> Result<Vec<SpanPiece>, IndexError> {
+        self.index.decode_pieces(span, bytes)
     }
 
     /// The front part of the index, inodes and all, as it was when the layer began to be used.
@@ -394,7 +423,11 @@ impl LazyLayer {
         &self.layout
     }
 
-    async fn records_of(&self, stretch: &Range<usize>) -> Result<Vec<SpanRecord>, LazyError> {
+    async fn records_of<R>(
+        &self,
+        stretch: &Range<usize>,
+        decode: impl Fn(&Self, usize, &[u8]) -> Result<R, IndexError>,
+    ) -> Result<Vec<R>, LazyError> {
         let layer = self.index.layer_digest;
         let start = |span: usize| self.record_starts.get(span).copied().unwrap_or_default();
         let range = start(stretch.start)..start(stretch.end);
@@ -402,7 +435,7 @@ impl LazyLayer {
         let records = stretch.clone().map(|span| {
             let (from, to) = (start(span) - range.start, start(span + 1) - range.start);
             let record = bytes.get(from as usize..to as usize).unwrap_or_default();
-            self.index.decode_record(&self.layout, span, record).map_err(|source| LazyError::Index { layer, source })
+            decode(self, span, record).map_err(|source| LazyError::Index { layer, source })
         });
         records.collect()
     }

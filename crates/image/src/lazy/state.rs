@@ -26,6 +26,17 @@ const NAME: &str = "state.json";
 pub(crate) const INDEX: &str = "index";
 const STATE_BYTES_MAX: u64 = 1 << 20;
 
+/// What an index was made from, and so what the records of its spans are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) enum ReadBy {
+    /// From the whole layer, here or elsewhere.
+    #[default]
+    Index,
+    /// From the layer's own table of contents.
+    Contents,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct LayerState {
@@ -41,18 +52,25 @@ pub(crate) struct LayerState {
     /// Where the front part ends in the file that was published; nothing for an index that is here whole.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) published_front_end: Option<u64>,
+    #[serde(default)]
+    pub(crate) read_by: ReadBy,
     /// The boot in which all this was written.
     pub(crate) boot_id: String,
 }
 
 impl LayerState {
     pub(crate) fn new(number: u64, diff_id: Digest, layer: Descriptor, source: String, boot_id: String) -> Self {
-        Self { version: VERSION, number, diff_id, layer, source, published_front_end: None, boot_id }
+        let (published_front_end, read_by) = (None, ReadBy::Index);
+        Self { version: VERSION, number, diff_id, layer, source, published_front_end, read_by, boot_id }
     }
 
     /// Says that the index was published, in a file whose front part ends there.
     pub(crate) fn published(self, front_end: Option<u64>) -> Self {
         Self { published_front_end: front_end, ..self }
+    }
+
+    pub(crate) fn read_by(self, read_by: ReadBy) -> Self {
+        Self { read_by, ..self }
     }
 
     pub(crate) fn write(&self, directory: &Path) -> Result<(), ImageError> {

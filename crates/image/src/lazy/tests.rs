@@ -3,13 +3,14 @@
 use super::blob_map::BlobMap;
 use super::complete::{CompletionError, Target, complete};
 use super::compressed::CompressedCache;
-use super::decode::Stretch;
+use super::decode::{Records, Stretch};
 use super::event::LayerEvent;
 use super::layer::{LayerParts, LazyLayer, Surroundings};
 use super::pages::PageCache;
 use super::partial_file::PartialFile;
 use super::records::FileRecords;
 use super::remote::Remote;
+use super::state::ReadBy;
 use super::traffic::Traffic;
 use crate::index::{LayerIndex, StreamLayout, front_range};
 use crate::store::registry::{Client, Origin};
@@ -131,6 +132,7 @@ impl Case {
             number: 7,
             front_end: front_range(&self.truth.index_file).unwrap().end,
             index,
+            read_by: ReadBy::Index,
             records: Arc::new(FileRecords(File::open(directory.join("index")).unwrap())),
             remote: self.remote(traffic),
             pages,
@@ -374,7 +376,7 @@ fn unpack_all(layer: &[u8], index: &LayerIndex, records: &[Vec<u8>]) -> usize {
             pages: &pages,
             compressed: &cache,
             spans,
-            records: decoded,
+            records: Records::Spans(decoded),
             given_up: &|| true,
             arrived: &|| {},
         };

@@ -22,6 +22,10 @@ pub struct ImageCounters {
     pub prefetch_bytes: u64,
     /// Compressed bytes that nobody waited for.
     pub background_bytes: u64,
+    /// Layers that were used before they were here: by an index of this node, a published one, a table of contents of their own.
+    pub layers_by_own_index: u64,
+    pub layers_by_published_index: u64,
+    pub layers_by_contents: u64,
     pub layers_completed: u64,
     /// Layers whose index was not the truth.
     pub layers_refused: u64,
@@ -30,6 +34,7 @@ pub struct ImageCounters {
 impl ImageStore {
     pub fn counters(&self) -> ImageCounters {
         let counters: &Counters = &self.inner.lazy.traffic().counters;
+        let begun = self.inner.lazy.begun();
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         ImageCounters {
             hits: read(&counters.hits),
@@ -39,6 +44,9 @@ impl ImageStore {
             demand_bytes: read(&counters.demand_bytes),
             prefetch_bytes: read(&counters.prefetch_bytes),
             background_bytes: read(&counters.background_bytes),
+            layers_by_own_index: read(&begun.own),
+            layers_by_published_index: read(&begun.published),
+            layers_by_contents: read(&begun.contents),
             layers_completed: read(&counters.layers_completed),
             layers_refused: read(&counters.layers_refused),
         }
@@ -61,6 +69,16 @@ impl fmt::Display for ImageCounters {
             [("demand", self.demand_bytes), ("prefetch", self.prefetch_bytes), ("background", self.background_bytes)];
         for (class, bytes) in classes {
             writeln!(out, "sampan_image_fetched_bytes_total{{class=\"{class}\"}} {bytes}")?;
+        }
+        let help = "Layers that were used before they were here, by what was known of them.";
+        head(out, "sampan_image_lazy_layers_total", help)?;
+        let known = [
+            ("own", self.layers_by_own_index),
+            ("published", self.layers_by_published_index),
+            ("contents", self.layers_by_contents),
+        ];
+        for (known, layers) in known {
+            writeln!(out, "sampan_image_lazy_layers_total{{by=\"{known}\"}} {layers}")?;
         }
         head(out, "sampan_image_layers_total", "Layers that were completed after they had been mounted.")?;
         writeln!(out, "sampan_image_layers_total{{result=\"complete\"}} {}", self.layers_completed)?;

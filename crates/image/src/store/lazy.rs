@@ -13,6 +13,7 @@
 
 mod adopt;
 mod choose;
+mod contents;
 mod finish;
 mod mount;
 mod prefetch;
@@ -21,6 +22,8 @@ pub(super) use adopt::{Opening, adopt};
 pub(super) use choose::{Plan, plan};
 pub(super) use finish::start_completion;
 pub(super) use prefetch::prefetch;
+
+use choose::{Known, Stored};
 
 use super::Inner;
 use super::paths::{rename, write_new};
@@ -34,14 +37,15 @@ use crate::lazy::layer::{LayerParts, LazyLayer, Surroundings};
 use crate::lazy::pages::PageCache;
 use crate::lazy::partial_file::PartialFile;
 use crate::lazy::remote::Remote;
-use crate::lazy::state::{INDEX, LayerState};
+use crate::lazy::state::{INDEX, LayerState, ReadBy};
 use crate::lazy::traffic::Traffic;
 use sampan_oci::digest::Digest;
 use std::collections::HashMap;
 use std::fs::{DirBuilder, File};
+use std::ops::Range;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use tokio::runtime::Handle;
 use tokio::sync::{broadcast, mpsc, watch};
@@ -60,8 +64,27 @@ pub(crate) struct Lazy {
     /// Held shared while a mount is made, and alone while the devices of a layer are switched.
     switching: RwLock<()>,
     events: broadcast::Sender<ImageEvent>,
+    begun: Begun,
     /// Taken when the store has been opened.
     reports: Mutex<Option<mpsc::UnboundedReceiver<LayerEvent>>>,
+}
+
+/// Layers that were used before they were here, by what was known of them.
+#[derive(Debug, Default)]
+pub(super) struct Begun {
+    pub(super) own: AtomicU64,
+    pub(super) published: AtomicU64,
+    pub(super) contents: AtomicU64,
+}
+
+impl Begun {
+    fn of(&self, known: &Known) -> (&'static str, &AtomicU64) {
+        match known {
+            Known::Own { .. } => ("an index of this machine", &self.own),
+            Known::Published(_) => ("a published index", &self.published),
+            Known::Contents(_) => ("its own table of contents", &self.contents),
+        }
+    }
 }
 
 /// One layer on its way.
@@ -127,6 +150,7 @@ impl Lazy {
             beginning: Mutex::default(),
             switching: RwLock::new(()),
             events: broadcast::Sender::new(EVENTS_QUEUED),
+            begun: Begun::default(),
             reports: Mutex::new(Some(reports)),
         }
     }
@@ -156,6 +180,10 @@ impl Lazy {
 
     pub(super) fn traffic(&self) -> &Traffic {
         &self.around.traffic
+    }
+
+    pub(super) fn begun(&self) -> &Begun {
+        &self.begun
     }
 
     pub(super) fn events(&self) -> &broadcast::Sender<ImageEvent> {
@@ -200,35 +228,58 @@ impl Inner {
         }
         self.lazy.traffic().expect_readers();
         let making = self.incoming();
-        let made = self.make_folder(&making, plan, origin).and_then(|layer| self.lazy.serve(layer));
-        if made.is_err() {
-            remove_folder(&making);
+        let (by, begun) = self.lazy.begun.of(&plan.known);
+        let made = self.make_folder(&making, plan, origin).and_then(|(layer, early)| {
+            let served = self.lazy.serve(layer)?;
+            served.layer.prefetch(early);
+            Ok(served)
+        });
+        match &made {
+            Ok(served) => {
+                let layer = served.layer.index();
+                tracing::info!(layer = %layer.layer_digest, bytes = layer.layer_bytes, by, "a layer is used before it is here");
+                begun.fetch_add(1, Ordering::Relaxed);
+            }
+            Err(_) => remove_folder(&making),
         }
         made
     }
 
-    fn make_folder(&self, making: &Path, plan: Plan, origin: Origin) -> Result<Arc<LazyLayer>, ImageError> {
+    /// Also gives the pages that are worth having early.
+    fn make_folder(
+        &self,
+        making: &Path,
+        plan: Plan,
+        origin: Origin,
+    ) -> Result<(Arc<LazyLayer>, Range<u64>), ImageError> {
         let failed = ImageError::file;
         DirBuilder::new().mode(0o700).create(making).map_err(failed("create", making))?;
         let index_path = making.join(INDEX);
         let layer = plan.layer.descriptor;
         let is_published = plan.known.is_published();
-        let (index, front_end, records) = plan.known.store(&index_path)?;
+        let Stored { index, read_by, front_end, records, fetched } = plan.known.store(&index_path)?;
+        let early = match read_by {
+            ReadBy::Index => 0..0,
+            ReadBy::Contents => index.pages_before_landmark(),
+        };
         let blob_bytes = index.tree.blob_layout().1;
         let pages = PageCache::create(making, blob_bytes).map_err(failed("create a cache in", making))?;
         let compressed =
             CompressedCache::create(making, index.layer_bytes).map_err(failed("create a cache in", making))?;
+        for (at, bytes) in &fetched {
+            compressed.put(*at, bytes).map_err(failed("write a cache in", making))?;
+        }
         let number = new_number();
         let source = origin.source.to_string();
         let state = LayerState::new(number, plan.diff_id, layer.clone(), source, self.boot_id.clone());
-        state.published(is_published.then_some(front_end)).write(making)?;
+        state.published(is_published.then_some(front_end)).read_by(read_by).write(making)?;
         let directory = self.paths.lazy(&plan.diff_id);
         // Another index of the same layer may have been given up just now.
         remove_folder(&directory);
         rename(making, &directory)?;
         let remote = Remote::new(self.client.clone(), origin, layer, self.lazy.around.traffic.clone());
-        let parts = LayerParts { directory, number, index, front_end, records, remote, pages, compressed };
-        Ok(LazyLayer::new(parts, self.lazy.around.clone()))
+        let parts = LayerParts { directory, number, index, read_by, front_end, records, remote, pages, compressed };
+        Ok((LazyLayer::new(parts, self.lazy.around.clone()), early))
     }
 
     /// Gives up the layers on their way that no image and no pull needs any more.
@@ -244,6 +295,14 @@ impl Inner {
     pub(super) fn arrived(&self, diff_id: &Digest) -> Option<(u64, u64)> {
         let served = self.lazy.get(diff_id)?;
         Some((served.layer.compressed.present_bytes(), served.layer.pages.present_bytes()))
+    }
+
+    /// What a layer on its way is read by, in a word.
+    pub(super) fn read_by(&self, diff_id: &Digest) -> Option<&'static str> {
+        Some(match self.lazy.get(diff_id)?.layer.read_by() {
+            ReadBy::Index => "index",
+            ReadBy::Contents => "tableOfContents",
+        })
     }
 
     /// Whether the layer is here in whole.

@@ -49,6 +49,9 @@ pub struct LayerDetails {
     /// How much of the layer as the registry has it has come, while it is still arriving.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub arrived_bytes: Option<u64>,
+    /// What it is read by meanwhile: `index`, or `tableOfContents` of its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub read_by: Option<&'static str>,
     /// Bytes of its index; 0 where there is none.
     pub index_bytes: u64,
     /// Whether all of it is here.
@@ -178,6 +181,7 @@ impl Inner {
                 blob_bytes: layer.blob_bytes,
                 allocated_bytes: blob.as_ref().map_or(arrived.map_or(0, |(_, pages)| pages), allocated_bytes),
                 arrived_bytes: arrived.map(|(compressed, _)| compressed),
+                read_by: self.read_by(&layer.diff_id).filter(|_| arrived.is_some()),
                 index_bytes: size(self.paths.index(&layer.diff_id)).map_or(0, |index| index.len()),
                 complete: blob.is_some_and(|blob| blob.len() == layer.blob_bytes),
             }

@@ -19,6 +19,8 @@ use std::fmt;
 use std::ops::Range;
 
 const VERSION: u64 = 1;
+/// In what pieces the table itself is read, as a file of its layer.
+const OWN_PIECE_BYTES: usize = 4 << 20;
 
 /// One line of the table. What it does not name is irrelevant here.
 #[derive(Deserialize)]
@@ -67,8 +69,8 @@ impl Line {
     }
 }
 
-/// The table's own file, of layers that have it as one: its entry, what comes before its data, its member, its digest.
-pub(super) type OwnFile = (Entry, u64, Range<u64>, Digest);
+/// The table's own file, of layers that have it as one: its entry, what comes before its data, its member.
+pub(super) type OwnFile = (Entry, u64, Range<u64>);
 
 /// Reads the table. `data_end` is where the layer's last piece must end.
 pub(super) fn read(json: &[u8], data_end: u64, own: Option<OwnFile>) -> Result<Toc, TocError> {
@@ -86,11 +88,21 @@ pub(super) fn read(json: &[u8], data_end: u64, own: Option<OwnFile>) -> Result<T
     let mut pieces = reading.pieces;
     settle_ends(&mut pieces, data_end)?;
     let (mut builder, mut stream) = (reading.tree, reading.stream);
-    if let Some((entry, skipped_bytes, compressed, digest)) = own {
-        let bytes = json.len() as u64;
-        pieces.push(TocPiece { compressed, skipped_bytes, stream_offset: stream, bytes, digest });
+    if let Some((entry, skipped_bytes, compressed)) = own {
         builder.add(Entry { data_offset: stream, ..entry })?;
-        stream += bytes;
+        let mut skipped_bytes = skipped_bytes;
+        for part in json.chunks(OWN_PIECE_BYTES) {
+            let (bytes, digest) = (part.len() as u64, Digest::of(part));
+            pieces.push(TocPiece {
+                compressed: compressed.clone(),
+                skipped_bytes,
+                stream_offset: stream,
+                bytes,
+                digest,
+            });
+            skipped_bytes += bytes;
+            stream += bytes;
+        }
     }
     let tree = builder.finish();
     tree.check(stream)?;
@@ -185,6 +197,11 @@ impl Reading {
 
     fn entry(&mut self, line: &Line) -> Result<(), TocError> {
         self.end_file()?;
+        // Those who write tables put this where a name is no UTF-8.
+        let names = line.xattrs.iter().flatten().map(|(name, _)| name).chain([&line.name, &line.link_name]);
+        if names.into_iter().any(|name| name.contains(char::REPLACEMENT_CHARACTER)) {
+            return Err(line.fault("a name was lost on the way into JSON"));
+        }
         let (path, kind) = match meaning(LayerPath::of_entry(line.name.as_bytes())?)? {
             Meaning::Whiteout(path) => (path, EntryKind::Whiteout),
             Meaning::Opaque(path) => (path, EntryKind::Opaque),

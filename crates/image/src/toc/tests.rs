@@ -1,129 +1,38 @@
 //! Layers in both formats, made here byte by byte as their descriptions say, read by their own tables.
 
-use super::*;
-use crate::testing::{archive, compressed, entry, unpack_bytes};
+use super::{LayerTree, Toc, TocError, TocHint, TocPiece, entries, footer};
+use crate::index::{LayerIndex, front_range};
+use crate::limits::{TOC_PIECE_BYTES_MAX, TOC_SKIPPED_BYTES_MAX};
+use crate::testing::contents::{CHUNKED_DIGEST, CHUNKED_POSITION, ESTARGZ_DIGEST, Made, made};
+use crate::testing::unpack_bytes;
+use crate::tree::LayerTreeBuilder;
 use proptest::prelude::*;
-use sampan_oci::layer::EntryKind;
-use sampan_oci::manifest::Descriptor;
+use sampan_oci::digest::Digest;
+use sampan_oci::manifest::{Descriptor, Layer};
+use sampan_oci::media_type::Compression;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
-/// A file's data as a layer has it: pieces of at most this length.
-const PIECE_BYTES: usize = 70_000;
-
-struct Made {
-    layer: Vec<u8>,
-    tar: Vec<u8>,
-    annotations: BTreeMap<String, String>,
-    compression: Compression,
-}
-
-fn files() -> Vec<(&'static str, Vec<u8>)> {
-    vec![
+fn files() -> Vec<(String, Vec<u8>)> {
+    let files = [
         ("a/one", vec![1; 10]),
         ("a/empty", Vec::new()),
+        ("a/two", vec![2; 40]),
         ("large", b"0123456789".repeat(20_000)),
         ("z", vec![b'z'; 5000]),
-    ]
-}
-
-fn pack(bytes: &[u8], compression: Compression) -> Vec<u8> {
-    match compression {
-        Compression::Zstd => zstd::bulk::compress(bytes, 3).unwrap(),
-        other => compressed(bytes, other),
-    }
-}
-
-/// The layer up to its table: the archive cut before and after each piece of data, every cut packed by itself.
-fn cut(compression: Compression) -> (Vec<u8>, Vec<u8>, Vec<Value>) {
-    let mut entries = vec![(entry("a", EntryKind::Directory), Vec::new())];
-    for (name, data) in files() {
-        entries.push((entry(name, EntryKind::File { size: data.len() as u64, segments: None }), data));
-    }
-    let link = EntryKind::Symlink { target: b"a/one".to_vec() };
-    entries.push((entry("link", link), Vec::new()));
-    entries.push((entry("gone", EntryKind::Whiteout), Vec::new()));
-    let mut tar = archive(&entries);
-    if compression == Compression::Gzip {
-        // The archive goes on where its end would be: the table is its last file.
-        while tar.ends_with(&[0; 512]) {
-            tar.truncate(tar.len() - 512);
-        }
-    }
-    let mut lines = vec![json!({"name": "a/", "type": "dir", "mode": 0o40755, "modtime": "2023-11-14T22:13:20Z"})];
-    let (mut layer, mut taken) = (Vec::new(), 0);
-    let mut from = 0;
-    for (name, data) in files() {
-        let mut line = json!({"name": name, "type": "reg", "mode": 0o100_644, "size": data.len(), "modtime": "2023-11-14T22:13:20Z"});
-        if data.is_empty() {
-            lines.push(line);
-            continue;
-        }
-        let at = from + tar[from..].windows(data.len()).position(|window| window == data).unwrap();
-        layer.extend(pack(&tar[taken..at], compression));
-        let pieces: Vec<&[u8]> = data.chunks(PIECE_BYTES).collect();
-        for (number, piece) in pieces.iter().enumerate() {
-            if number > 0 {
-                line = json!({"name": name, "type": "chunk", "chunkOffset": number * PIECE_BYTES});
-            }
-            line["offset"] = json!(layer.len());
-            // The last piece leaves its size out.
-            line["chunkSize"] = json!(if number + 1 == pieces.len() { 0 } else { piece.len() });
-            line["chunkDigest"] = json!(Digest::of(piece));
-            lines.push(line.clone());
-            layer.extend(pack(piece, compression));
-        }
-        from = at + data.len();
-        taken = from;
-    }
-    layer.extend(pack(&tar[taken..], compression));
-    lines.push(json!({"name": "link", "type": "symlink", "linkName": "a/one", "mode": 0o644, "modtime": "2023-11-14T22:13:20Z"}));
-    lines.push(json!({"name": ".wh.gone", "type": "reg", "mode": 0o644}));
-    (layer, tar, lines)
+    ];
+    files.map(|(name, data)| (name.to_owned(), data)).into()
 }
 
 fn estargz() -> Made {
-    let (mut layer, mut tar, lines) = cut(Compression::Gzip);
-    let table = json!({"version": 1, "entries": lines}).to_string().into_bytes();
-    let kind = EntryKind::File { size: table.len() as u64, segments: None };
-    let own = archive(&[(entry("stargz.index.json", kind), table.clone())]);
-    let offset = layer.len();
-    layer.extend(pack(&own, Compression::Gzip));
-    let mut footer = vec![0x1f, 0x8b, 8, 4, 0, 0, 0, 0, 0, 255, 26, 0, b'S', b'G', 22, 0];
-    footer.extend(format!("{offset:016x}STARGZ").into_bytes());
-    footer.extend([1, 0, 0, 0xff, 0xff, 0, 0, 0, 0, 0, 0, 0, 0]);
-    assert_eq!(footer.len(), 51);
-    layer.extend(footer);
-    tar.extend(own);
-    let annotations = [(ESTARGZ_DIGEST.to_owned(), Digest::of(&table).to_string())];
-    Made { layer, tar, annotations: annotations.into(), compression: Compression::Gzip }
-}
-
-fn skippable(bytes: &[u8]) -> Vec<u8> {
-    [&0x184d_2a50_u32.to_le_bytes()[..], &(bytes.len() as u32).to_le_bytes(), bytes].concat()
+    made(Compression::Gzip, &files(), |_lines| {})
 }
 
 fn zstd_chunked() -> Made {
-    let (mut layer, tar, lines) = cut(Compression::Zstd);
-    let table = json!({"version": 1, "entries": lines, "tarSplitDigest": "x"}).to_string().into_bytes();
-    let stored = zstd::bulk::compress(&table, 3).unwrap();
-    let offset = layer.len() + 8;
-    layer.extend(skippable(&stored));
-    layer.extend(skippable(&[0; 64]));
-    let annotations = [
-        (CHUNKED_DIGEST[0].to_owned(), Digest::of(&stored).to_string()),
-        (CHUNKED_POSITION[0].to_owned(), format!("{offset}:{}:{}:1", stored.len(), table.len())),
-    ];
-    Made { layer, tar, annotations: annotations.into(), compression: Compression::Zstd }
+    made(Compression::Zstd, &files(), |_lines| {})
 }
 
 impl Made {
-    fn layer(&self) -> Layer {
-        let (media_type, digest, size) = (String::new(), Digest::of(&self.layer), self.layer.len() as u64);
-        let descriptor = Descriptor { media_type, digest, size, annotations: self.annotations.clone(), platform: None };
-        Layer { descriptor, compression: self.compression }
-    }
-
     fn read(&self) -> Result<Toc, TocError> {
         let hint = TocHint::of(&self.layer()).unwrap();
         let bytes = self.layer.len() as u64;
@@ -173,6 +82,64 @@ fn check_made(made: &Made) {
     assert_eq!(without_times(&toc.tree), without_times(&index.tree));
 }
 
+/// What a table makes is an index that can be read again, and has the same pieces; or it is refused.
+fn check_index(toc: Toc) -> Option<LayerIndex> {
+    let layer = made(Compression::Zstd, &[], |_lines| {}).layer();
+    let layer = Layer { descriptor: Descriptor { size: 1 << 40, ..layer.descriptor }, ..layer };
+    let told = toc.clone();
+    let (index, file) = toc.into_index(&layer, Digest::of(b"tar")).ok()?;
+    assert_eq!(LayerIndex::decode(&file).unwrap(), index);
+    let front_end = front_range(&file).unwrap().end;
+    let mut pieces = told.pieces.iter();
+    for span in 0..index.spans.len() {
+        let range = index.record_range(front_end, span).unwrap();
+        let record = &file[range.start as usize..range.end as usize];
+        for piece in index.decode_pieces(span, record).unwrap() {
+            let told = pieces.next().unwrap();
+            assert_eq!(told.compressed.start, index.spans[span].compressed_offset);
+            assert_eq!((told.skipped_bytes, told.bytes, told.digest), (piece.skipped_bytes, piece.bytes, piece.digest));
+        }
+        assert!(index.decode_pieces(span, &record[1..]).is_err(), "not that record");
+    }
+    assert!(pieces.next().is_none());
+    Some(index)
+}
+
+#[test]
+fn a_table_makes_an_index_that_holds_every_piece_once() {
+    for made in [estargz(), zstd_chunked()] {
+        let toc = made.read().unwrap();
+        let members: BTreeSet<u64> = toc.pieces.iter().map(|piece| piece.compressed.start).collect();
+        let index = check_index(toc).unwrap();
+        assert_eq!(index.spans.len(), members.len());
+        assert_eq!(index.pages_before_landmark(), 0..0);
+    }
+    let files = [("first", vec![1; 5000]), (".prefetch.landmark", vec![15]), ("last", vec![2; 9000])];
+    let made = made(Compression::Gzip, &files.map(|(name, data)| (name.to_owned(), data)), |_lines| {});
+    assert_eq!(check_index(made.read().unwrap()).unwrap().pages_before_landmark(), 0..2);
+}
+
+#[test]
+fn pieces_that_overlap_or_are_too_long_make_no_index() {
+    let digest = Digest::of(b"");
+    let toc = |pieces: &[(u64, u64, u64)]| {
+        let mut stream_offset = 0;
+        let pieces = pieces.iter().map(|(start, skipped_bytes, bytes)| {
+            let (compressed, skipped_bytes, bytes) = (*start..start + 1, *skipped_bytes, *bytes);
+            let piece = TocPiece { compressed, skipped_bytes, stream_offset, bytes, digest };
+            stream_offset += bytes;
+            piece
+        });
+        let tree = LayerTreeBuilder::new().finish();
+        check_index(Toc { tree, pieces: pieces.collect() })
+    };
+    assert!(toc(&[(5, 0, 10), (5, 10, 10), (6, 3, 1)]).is_some());
+    assert!(toc(&[(5, 0, 10), (5, 9, 10)]).is_none(), "overlap");
+    assert!(toc(&[(5, 0, TOC_PIECE_BYTES_MAX)]).is_some());
+    assert!(toc(&[(5, 0, TOC_PIECE_BYTES_MAX + 1)]).is_none());
+    assert!(toc(&[(5, TOC_SKIPPED_BYTES_MAX + 1, 1)]).is_none());
+}
+
 #[test]
 fn a_layer_is_the_same_by_its_table_and_by_its_archive() {
     check_made(&estargz());
@@ -182,7 +149,7 @@ fn a_layer_is_the_same_by_its_table_and_by_its_archive() {
 #[test]
 fn a_table_with_another_digest_is_refused() {
     for mut made in [estargz(), zstd_chunked()] {
-        let name = if made.compression == Compression::Gzip { ESTARGZ_DIGEST } else { CHUNKED_DIGEST[0] };
+        let name = if made.compression == Compression::Gzip { ESTARGZ_DIGEST } else { CHUNKED_DIGEST };
         made.annotations.insert(name.to_owned(), Digest::of(b"other").to_string());
         assert!(matches!(made.read(), Err(TocError::Digest { .. })));
     }
@@ -192,7 +159,7 @@ fn a_table_with_another_digest_is_refused() {
 fn layers_without_a_usable_hint_have_no_table() {
     let mut made = zstd_chunked();
     for position in ["", "1:2:3:2", "1:2:3", "0:18446744073709551615:1:1", "5:99999999:1:1", "a:b:c:1", "1:2:3:1:5"] {
-        made.annotations.insert(CHUNKED_POSITION[0].to_owned(), position.to_owned());
+        made.annotations.insert(CHUNKED_POSITION.to_owned(), position.to_owned());
         assert_eq!(TocHint::of(&made.layer()), None, "{position}");
     }
     made.compression = Compression::None;
@@ -216,6 +183,7 @@ fn tables_that_lie_are_refused() {
     let cut = json!({"name": "a", "type": "reg", "size": 5, "offset": 1, "chunkSize": 3, "chunkDigest": digest});
     assert!(read(json!([cut])).is_err(), "a piece is missing");
     assert!(read(json!([{"name": "a", "type": "reg", "size": u64::MAX, "offset": 1, "chunkDigest": digest}])).is_err());
+    assert!(read(json!([{"name": "a\u{fffd}", "type": "dir"}])).is_err(), "its name was something else");
     assert!(read(json!(null)).unwrap().pieces.is_empty());
     assert!(entries::read(br#"{"version":2,"entries":[]}"#, 0, None).is_err());
     assert!(entries::read(br#"{"version":1,"entries":[]} x"#, 0, None).is_err());
@@ -249,6 +217,7 @@ proptest! {
                 stream += piece.bytes;
             }
             toc.tree.check(stream).unwrap();
+            check_index(toc);
         }
     }
 

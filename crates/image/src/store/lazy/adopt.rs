@@ -109,6 +109,7 @@ fn adopt_one(lazy: &Lazy, store: &Opening<'_>, directory: &Path) -> Result<Optio
         directory: directory.to_owned(),
         number: state.number,
         index,
+        read_by: state.read_by,
         front_end,
         records,
         remote,

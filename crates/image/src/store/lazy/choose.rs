@@ -1,12 +1,16 @@
 //! Which layers of an image are mounted before they are here.
 
 use super::super::{Inner, kept as kept_indexes};
+use super::contents::{self, FromContents};
 use super::{open_index, write_front};
 use crate::error::ImageError;
 use crate::index::LayerIndex;
 use crate::lazy::limits::LAZY_LAYER_BYTES_MIN;
 use crate::lazy::records::FileRecords;
 use crate::lazy::source::{PublishedImage, PublishedLayer, RecordSource, WantedImage};
+use crate::lazy::state::ReadBy;
+use crate::toc::TocHint;
+use bytes::Bytes;
 use sampan_kit::error_chain::ErrorChain;
 use sampan_oci::digest::Digest;
 use sampan_oci::manifest::Layer;
@@ -27,6 +31,19 @@ pub(super) enum Known {
     Own { path: PathBuf },
     /// Published by somebody whom this node trusts.
     Published(Box<PublishedLayer>),
+    /// Made here from the layer's own table of contents.
+    Contents(Box<FromContents>),
+}
+
+/// An index in the folder of its layer.
+pub(super) struct Stored {
+    pub(super) index: LayerIndex,
+    pub(super) read_by: ReadBy,
+    /// Where its front part ends in the file that it came from.
+    pub(super) front_end: u64,
+    pub(super) records: Arc<dyn RecordSource>,
+    /// What is here of the layer, and where it stands.
+    pub(super) fetched: Vec<(u64, Bytes)>,
 }
 
 /// What to do with an image that is not here.
@@ -63,7 +80,7 @@ pub(crate) async fn plan(inner: &Arc<Inner>, wanted: &WantedImage) -> Choice {
     {
         published = source.find(wanted).await;
     }
-    let mut plans = Vec::new();
+    let (mut plans, mut unknown): (Vec<Plan>, Vec<(Layer, Digest)>) = (Vec::new(), Vec::new());
     for ((layer, diff_id), own) in candidates.into_iter().zip(own) {
         let known = match own {
             Some(path) => Some(Known::Own { path }),
@@ -75,16 +92,39 @@ pub(crate) async fn plan(inner: &Arc<Inner>, wanted: &WantedImage) -> Choice {
                     .map(|theirs| Known::Published(Box::new(theirs)))
             }
         };
-        let is_new = !plans.iter().any(|plan: &Plan| plan.diff_id == diff_id);
-        if let Some(known) = known.filter(|_| is_new) {
-            plans.push(Plan { layer, diff_id, known });
+        let is_new = !plans.iter().any(|plan| plan.diff_id == diff_id) && !unknown.iter().any(|(_, id)| *id == diff_id);
+        match known.filter(|_| is_new) {
+            Some(known) => plans.push(Plan { layer, diff_id, known }),
+            None if is_new && TocHint::of(&layer).is_some() => unknown.push((layer, diff_id)),
+            None => {}
         }
     }
-    let covered: u64 = plans.iter().map(|plan| plan.layer.descriptor.size).sum();
-    if covered < inner.config.lazy_bytes_min {
+    let bytes = |layers: &mut dyn Iterator<Item = &Layer>| layers.map(|layer| layer.descriptor.size).sum::<u64>();
+    let known_bytes = bytes(&mut plans.iter().map(|plan| &plan.layer));
+    let enough = inner.config.lazy_bytes_min;
+    if known_bytes + bytes(&mut unknown.iter().map(|(layer, _)| layer)) >= enough {
+        plans.extend(by_contents(inner, wanted, unknown).await);
+    }
+    if bytes(&mut plans.iter().map(|plan| &plan.layer)) < enough {
         return nothing;
     }
     Choice { plans, published }
+}
+
+/// The layers of which nothing is known but where their own tables of contents are.
+async fn by_contents(inner: &Arc<Inner>, wanted: &WantedImage, unknown: Vec<(Layer, Digest)>) -> Vec<Plan> {
+    let mut found = contents::find(inner, wanted, unknown.clone()).await;
+    let plans = unknown.into_iter().filter_map(|(layer, diff_id)| {
+        let at = found.iter().position(|(id, _)| *id == diff_id)?;
+        let contents = found.swap_remove(at).1;
+        let is_usable = inner.is_usable(&contents.index, &layer, &diff_id);
+        if !is_usable {
+            let digest = layer.descriptor.digest;
+            tracing::warn!(image = %wanted.source, layer = %digest, "a layer's own table of contents is too large, or was found to be untrue before; the layer is pulled");
+        }
+        is_usable.then(|| Plan { layer, diff_id, known: Known::Contents(Box::new(contents)) })
+    });
+    plans.collect()
 }
 
 impl Inner {
@@ -121,19 +161,21 @@ impl Known {
     }
 
     /// Puts the index into a layer's folder, and opens it there.
-    pub(super) fn store(self, path: &Path) -> Result<(LayerIndex, u64, Arc<dyn RecordSource>), ImageError> {
+    pub(super) fn store(self, path: &Path) -> Result<Stored, ImageError> {
         match self {
             Self::Own { path: kept } => {
                 std::fs::hard_link(&kept, path).map_err(ImageError::file("link", path))?;
                 kept_indexes::touch(&kept);
                 let (index, front_end, file) = open_index(path)?;
-                Ok((index, front_end, Arc::new(FileRecords(file))))
+                let records = Arc::new(FileRecords(file));
+                Ok(Stored { index, read_by: ReadBy::Index, front_end, records, fetched: Vec::new() })
             }
             Self::Published(published) => {
-                let PublishedLayer { front, front_end, records } = *published;
-                write_front(path, &front)?;
-                Ok((front, front_end, records))
+                let PublishedLayer { front: index, front_end, records } = *published;
+                write_front(path, &index)?;
+                Ok(Stored { index, read_by: ReadBy::Index, front_end, records, fetched: Vec::new() })
             }
+            Self::Contents(contents) => contents.store(path),
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Images that are mounted before they are here, from the first read to the last: through the kernel's EROFS, loop and FUSE.
 
+mod contents;
+
 use super::*;
 use crate::index::{LayerIndex, front_range};
 use crate::lazy::event::ImageEvent;
