@@ -17,8 +17,8 @@ use crate::harness::pod::text;
 use crate::harness::wait::until;
 use crate::service::Service;
 
-/// How many sandboxes a service keeps ready.
-const POOL: usize = 4;
+/// How many sandboxes a service keeps ready: of each of two kinds (users of their own, and the host's) so many.
+const POOL: usize = 2 * 4;
 /// Indexes of layers and traces of starts, which outlive their images.
 const KEPT_OF_IMAGES: [&str; 2] = ["kept", "traces"];
 
@@ -65,6 +65,7 @@ pub fn check(service: &Service, before: &Traces) -> Result<()> {
     note("with every image removed", nothing_of_images(service));
     note("stopping", service.stop());
     note("after the stop", nothing_at_all(service, before));
+    note("in the journal", nothing_in_the_journal(service));
     ensure!(leaks.is_empty(), "{}", leaks.join("\n"));
     Ok(())
 }
@@ -159,6 +160,15 @@ fn nothing_at_all(service: &Service, before: &Traces) -> Result<()> {
     only_folders(&service.run_dir(), &["serve.lock", "cursor"])?;
     let temporary = entries(&service.temporary())?;
     ensure!(temporary.is_empty(), "temporary files: {}", temporary.join(", "));
+    Ok(())
+}
+
+/// A row is a sandbox with a range of user ids; after an orderly stop without instances not even those that were kept ready have one.
+fn nothing_in_the_journal(service: &Service) -> Result<()> {
+    let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY;
+    let journal = rusqlite::Connection::open_with_flags(service.data_dir().join("journal.db"), flags)?;
+    let rows: i64 = journal.query_row("SELECT count(*) FROM sandboxes", [], |row| row.get(0))?;
+    ensure!(rows == 0, "{rows} sandboxes stand in the journal");
     Ok(())
 }
 

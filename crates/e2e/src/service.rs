@@ -38,7 +38,7 @@ pub enum Part {
 pub struct Service {
     /// The name that its cgroups, interfaces and rules carry.
     pub instance: String,
-    /// Its IPv4 addresses, all but the last number: `10.x.y.`.
+    /// Its IPv4 addresses, all but the last number: `10.x.y.`; or but the last two.
     pub prefix4: String,
     /// Its IPv6 addresses, all but the last part: `fd…::`.
     pub prefix6: String,
@@ -89,6 +89,18 @@ impl Service {
         })
     }
 
+    /// The same with addresses for thousands of instances.
+    pub fn prepare_wide(suite: &str) -> Result<Self> {
+        let mut service = Self::prepare(suite)?;
+        service.prefix4 = format!("10.{}.", 250 + std::process::id() % 5);
+        Ok(service)
+    }
+
+    fn cidr4(&self) -> String {
+        let missing = 4 - self.prefix4.matches('.').count();
+        format!("{}{}/{}", self.prefix4, vec!["0"; missing].join("."), 32 - 8 * missing)
+    }
+
     /// Starts the supervisor and waits until the service is ready. It must not run.
     pub fn serve(&self) -> Result<()> {
         let mut supervisor = self.supervisor();
@@ -98,7 +110,7 @@ impl Service {
         let mut command = Command::new(&self.binary);
         command
             .args(["serve", "--instance", &self.instance, "--listen", &self.listen])
-            .args(["--pod-cidr4", &format!("{}0/24", self.prefix4), "--pod-cidr6", &format!("{}/64", self.prefix6)])
+            .args(["--pod-cidr4", &self.cidr4(), "--pod-cidr6", &format!("{}/64", self.prefix6)])
             .args(["--image-size-max", "1Gi"])
             .args([OsStr::new("--data-dir"), self.data_dir().as_os_str()])
             .args([OsStr::new("--run-dir"), self.run_dir().as_os_str()])

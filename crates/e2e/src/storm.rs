@@ -11,6 +11,7 @@
 mod chance;
 mod connection;
 mod readers;
+pub mod runtime;
 mod truth;
 
 use std::fmt;

@@ -33,6 +33,7 @@ fn main() -> ExitCode {
             half_made_pods_are_finished_or_undone,
             a_broken_pull_begins_again,
             readers_of_arriving_images_notice_no_kill,
+            nothing_is_left_of_pods_that_come_and_go_meanwhile,
             a_pod_deleted_before_the_crash_is_gone_after_it,
         ],
     )
@@ -277,6 +278,13 @@ fn a_broken_pull_begins_again(service: &Service) -> Result<()> {
 /// A storm in small, over a service of its own; `cargo xtask storm` is the whole one.
 fn readers_of_arriving_images_notice_no_kill(_service: &Service) -> Result<()> {
     let outcome = storm::run(storm::Options { seed: 7, kills: 4, doubles: 1, supervisor_kills: 1 })?;
+    eprintln!("{outcome}");
+    Ok(())
+}
+
+/// The same of pods; `cargo xtask storm runtime` is the whole one.
+fn nothing_is_left_of_pods_that_come_and_go_meanwhile(_service: &Service) -> Result<()> {
+    let outcome = storm::runtime::run(storm::runtime::Options { seed: 7, kills: 5, witnesses: 6, clients: 2 })?;
     eprintln!("{outcome}");
     Ok(())
 }
