@@ -369,6 +369,15 @@ impl Slot {
         matches!(self.state, State::Running { .. })
     }
 
+    /// The run that is on its way never was.
+    const fn uncount(&mut self) {
+        if self.restarts > 0 {
+            self.restarts -= 1;
+        } else {
+            self.ever_started = false;
+        }
+    }
+
     const fn is_busy(&self) -> bool {
         matches!(self.state, State::Running { .. } | State::Starting)
     }
@@ -432,6 +441,14 @@ impl Lifecycle {
         }
     }
 
+    /// A service before this one died over a start of which nothing came; the run does not count.
+    pub fn unstarted(&mut self, index: usize) {
+        if let Some(slot) = self.slots.get_mut(index).filter(|slot| slot.state == State::Starting) {
+            slot.uncount();
+            slot.state = State::Fresh;
+        }
+    }
+
     /// The post-start hook of a container's run is done; now it is asked how it is.
     pub fn hooked(&mut self, index: usize, attempt: u32, now: Timestamp) {
         if let Some(slot) = self.slots.get_mut(index).filter(|slot| slot.restarts == attempt && slot.hook_pending) {
@@ -475,11 +492,7 @@ impl Lifecycle {
     /// A container could not be started for a reason that may pass; the run does not count.
     pub fn refused(&mut self, index: usize, reason: &str, message: String, now: Timestamp) {
         if let Some(slot) = self.slots.get_mut(index) {
-            if slot.restarts > 0 {
-                slot.restarts -= 1;
-            } else {
-                slot.ever_started = false;
-            }
+            slot.uncount();
             let until = after(now, slot.refusal_delay.fail());
             slot.state = State::Waiting { reason: reason.to_owned(), message, until };
         }

@@ -12,6 +12,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use crate::lifecycle::{Exit, Lifecycle, Phase, Role, Slot, State};
 use crate::spec;
 
+/// The kubelet's reason of a container that does not run yet.
+const CREATING: &str = "ContainerCreating";
+
 /// What the lifecycle does not know.
 #[derive(Debug, Clone, Default)]
 pub struct Surroundings {
@@ -95,13 +98,13 @@ fn state(slot: &Slot, around: &Surroundings) -> ContainerState {
     };
     match &slot.state {
         State::Fresh | State::Starting => match &around.sandbox_refusal {
-            Some((_, message)) => waiting("ContainerCreating", Some(message.clone())),
+            Some((_, message)) => waiting(CREATING, Some(message.clone())),
             None if slot.role == Role::Main && slot.state == State::Fresh => waiting("PodInitializing", None),
-            None => waiting("ContainerCreating", None),
+            None => waiting(CREATING, None),
         },
         State::Waiting { reason, message, .. } => waiting(reason, Some(message.clone())),
         // As the kubelet has it: what has to be done first belongs to the start.
-        State::Running { .. } if slot.is_hook_pending() => waiting("ContainerCreating", None),
+        State::Running { .. } if slot.is_hook_pending() => waiting(CREATING, None),
         State::Running { since } => ContainerState {
             running: Some(ContainerStateRunning { started_at: Some(Time(*since)) }),
             ..ContainerState::default()
@@ -215,9 +218,19 @@ pub fn restore(slots: &mut [Slot], status: &PodStatus) {
             if let Some(running) = known.state.as_ref().and_then(|state| state.running.as_ref()) {
                 slot.state =
                     State::Running { since: running.started_at.as_ref().map_or(Timestamp::UNIX_EPOCH, |at| at.0) };
+            } else if was_starting(slot, known) {
+                slot.state = State::Starting;
             }
         }
     }
+}
+
+/// The run that the status names had been asked for, and nobody wrote what came of it. What an init container that is to run again
+/// looks like is the same.
+fn was_starting(slot: &Slot, known: &ContainerStatus) -> bool {
+    let waiting = known.state.as_ref().and_then(|state| state.waiting.as_ref());
+    let creating = waiting.and_then(|waiting| waiting.reason.as_deref()) == Some(CREATING);
+    creating && slot.ever_started && (slot.role != Role::Init || slot.last_exit.is_none())
 }
 
 fn exit(terminated: &ContainerStateTerminated) -> Exit {
@@ -272,5 +285,38 @@ mod tests {
         assert_eq!(restored[0].exit().map(|exit| exit.code), Some(0));
         assert_eq!(restored[1].state, State::Running { since: at(3) });
         assert_eq!((restored[1].restarts, restored[1].last_exit.as_ref().map(|exit| exit.code)), (1, Some(9)));
+    }
+    /// A service that dies between a start and its note must neither count that run twice nor forget it.
+    #[test]
+    fn a_run_that_was_on_its_way_keeps_its_number() {
+        let pod: Pod = serde_json::from_value(json!({
+            "metadata": {"name": "a"}, "spec": {"containers": [{"name": "m", "image": "x"}]},
+        }))
+        .unwrap();
+        let slots = crate::spec::slots(pod.spec.as_ref().unwrap());
+        let at = |seconds| Timestamp::from_second(seconds).unwrap();
+        let around = Surroundings { sandbox: Some("abc".into()), ..Surroundings::default() };
+        for restarts in 0..2 {
+            let mut before = Lifecycle::new(RestartPolicy::Always, slots.clone(), Duration::from_secs(1));
+            for _ in 0..=restarts {
+                before.starting(0);
+            }
+            let status = build(&pod, &before, &around, at(4));
+            let restored = || {
+                let mut restored = slots.clone();
+                restore(&mut restored, &status);
+                Lifecycle::new(RestartPolicy::Always, restored, Duration::from_secs(1))
+            };
+            let mut runs = restored();
+            assert_eq!((&runs.slots[0].state, runs.slots[0].restarts), (&State::Starting, restarts));
+            runs.resumed(0, at(5), false, false);
+            assert_eq!((&runs.slots[0].state, runs.slots[0].restarts), (&State::Running { since: at(5) }, restarts));
+            // Nothing came of it: the next run has its number.
+            let mut nothing = restored();
+            nothing.unstarted(0);
+            assert_eq!(nothing.slots[0].state, State::Fresh);
+            nothing.starting(0);
+            assert_eq!(nothing.slots[0].restarts, restarts);
+        }
     }
 }

@@ -172,6 +172,8 @@ pub(crate) struct Worker {
     stopping: watch::Sender<bool>,
     object_gone: bool,
     deleting: bool,
+    /// Errands that start a container: they make files of the pod's.
+    starts: usize,
     disk_full_told: bool,
 }
 
@@ -247,6 +249,7 @@ impl Worker {
             stopping: watch::Sender::new(false),
             object_gone: false,
             deleting: false,
+            starts: 0,
             disk_full_told: false,
             services,
         }
@@ -261,13 +264,19 @@ impl Worker {
             self.check_deadline(now);
             self.stopping.send_replace(self.lifecycle.stop.is_some());
             let next = self.lifecycle.next(self.sandbox(), now);
-            for action in next.actions {
+            let (removals, actions): (Vec<Action>, Vec<Action>) =
+                next.actions.into_iter().partition(|action| *action == Action::RemoveSandbox);
+            for action in actions {
                 self.act(action);
             }
             self.tell_of_back_off();
             let probes_at = self.send_probes(now);
             self.publish();
             let report_at = self.report(now).await;
+            // How containers ended only their agent knows until it is written; what could not be written keeps the sandbox.
+            if report_at.is_none() {
+                removals.into_iter().for_each(|removal| self.act(removal));
+            }
             if self.is_finished().await {
                 return;
             }
@@ -302,6 +311,7 @@ impl Worker {
                 if self.lifecycle.phase().is_final() {
                     self.held = Held::Removed;
                 }
+                (0..self.lifecycle.slots.len()).for_each(|index| self.lifecycle.unstarted(index));
                 let lost = "the sandbox ended while the service did not watch it";
                 self.lifecycle.sandbox_lost("ContainerStatusUnknown", lost, Timestamp::now());
                 self.prefetch_images();
@@ -314,19 +324,12 @@ impl Worker {
             Ok(config) => self.services.runtime.adopt(row.clone(), config).await,
             Err(error) => Err(RuntimeError::Refused(error.to_string())),
         };
+        let adopted = match adopted {
+            Ok(pod) => self.resume(pod).await,
+            Err(error) => Err(error),
+        };
         match adopted {
-            Ok(pod) => {
-                for (name, since) in pod.running_containers().await.unwrap_or_default() {
-                    let Some(index) = self.lifecycle.index(&name) else { continue };
-                    if !self.lifecycle.slots.get(index).is_some_and(Slot::is_running) {
-                        self.lifecycle.starting(index);
-                    }
-                    let (was_started, was_ready) = crate::status::health(self.object.status.as_ref(), &name);
-                    self.lifecycle.resumed(index, since, was_started, was_ready);
-                }
-                self.hold_images();
-                self.sandbox_ready(pod);
-            }
+            Ok(()) => {}
             Err(error) => {
                 let message = sampan_kit::error_chain::ErrorChain(&error).to_string();
                 tracing::warn!(pod = %self.key, sandbox = %row.id, error = message, "a sandbox cannot be taken up again");
@@ -338,6 +341,42 @@ impl Worker {
                     tell(&sender, Message::Removed(removed)).await;
                 });
             }
+        }
+    }
+
+    /// Learns from the agent what has become of every container, before anything is decided: what ran while nobody looked must not run
+    /// again.
+    async fn resume(&mut self, pod: Pod) -> Result<(), RuntimeError> {
+        let pod = Arc::new(pod);
+        let mut events = pod.sandbox().events();
+        for (name, since) in pod.running_containers().await? {
+            let Some(index) = self.lifecycle.index(&name) else { continue };
+            self.note_unwritten_start(index);
+            let (was_started, was_ready) = crate::status::health(self.object.status.as_ref(), &name);
+            self.lifecycle.resumed(index, since, was_started, was_ready);
+        }
+        self.hold_images();
+        self.sandbox_ready(Arc::clone(&pod));
+        // Every end before that answer is told by now.
+        while let Ok(event) = events.try_recv() {
+            if let SandboxEvent::ContainerExited { container, .. } = &event
+                && let Some(index) = self.lifecycle.index(container)
+                && self.lifecycle.slots.get(index).is_some_and(|slot| slot.state == State::Fresh)
+            {
+                self.lifecycle.starting(index);
+            }
+            self.happened(&pod, event);
+        }
+        (0..self.lifecycle.slots.len()).for_each(|index| self.lifecycle.unstarted(index));
+        self.follow(&pod, events);
+        Ok(())
+    }
+
+    /// A container runs whose start nobody wrote down.
+    fn note_unwritten_start(&mut self, index: usize) {
+        let slot = self.lifecycle.slots.get(index);
+        if slot.is_some_and(|slot| !slot.is_running() && slot.state != State::Starting) {
+            self.lifecycle.starting(index);
         }
     }
 
@@ -392,7 +431,10 @@ impl Worker {
                 self.lifecycle.request_stop(Timestamp::now());
             }
             Message::Made(made) => self.made(made),
-            Message::Started(index, started) => self.started(index, started),
+            Message::Started(index, started) => {
+                self.starts -= 1;
+                self.started(index, started);
+            }
             Message::Happened(reporting, event) => self.happened(&reporting, event),
             Message::Removed(removed) => self.removed(removed),
             Message::Probed { index, attempt, kind, answer } => self.probed(index, attempt, kind, answer),
@@ -442,7 +484,10 @@ impl Worker {
         match made {
             Ok(pod) => {
                 self.refusal = None;
-                self.sandbox_ready(*pod);
+                let pod = Arc::new(*pod);
+                let events = pod.sandbox().events();
+                self.sandbox_ready(Arc::clone(&pod));
+                self.follow(&pod, events);
             }
             Err(error) => {
                 let message = sampan_kit::error_chain::ErrorChain(&error).to_string();
@@ -458,18 +503,21 @@ impl Worker {
         }
     }
 
-    fn sandbox_ready(&mut self, pod: Pod) {
+    fn sandbox_ready(&mut self, pod: Arc<Pod>) {
         let addresses = pod.addresses().iter().map(ToString::to_string).collect();
         self.known_sandbox = (Some(pod.id().to_owned()), addresses);
-        let pod = Arc::new(pod);
-        let (sender, reporting, mut events) = (self.sender.clone(), Arc::downgrade(&pod), pod.sandbox().events());
+        self.held = Held::Ready(pod);
+    }
+
+    /// Has what the agent tells come to the queue.
+    fn follow(&self, pod: &Arc<Pod>, mut events: mpsc::Receiver<SandboxEvent>) {
+        let (sender, reporting) = (self.sender.clone(), Arc::downgrade(pod));
         tokio::spawn(async move {
             while let Some(event) = events.recv().await {
                 let Some(pod) = reporting.upgrade() else { return };
                 tell(&sender, Message::Happened(pod, event)).await;
             }
         });
-        self.held = Held::Ready(pod);
     }
 
     fn happened(&mut self, reporting: &Arc<Pod>, event: SandboxEvent) {
@@ -646,13 +694,14 @@ impl Worker {
     /// The pod is deleted and nothing of it is left on the host.
     async fn is_finished(&mut self) -> bool {
         let gone_from_host = matches!(self.held, Held::Removed | Held::Absent | Held::Refused { .. });
-        if !(self.object_gone || self.deleting) || !gone_from_host {
+        if !(self.object_gone || self.deleting) || !gone_from_host || self.starts > 0 {
             return false;
         }
         if !self.object_gone && !self.delete_object().await {
             return false;
         }
         if let Err(error) = self.services.runtime.forget(&self.uid) {
+            let error = sampan_kit::error_chain::ErrorChain(&error);
             tracing::warn!(pod = %self.key, %error, "the logs of a deleted pod stay behind");
         }
         true

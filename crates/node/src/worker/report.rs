@@ -115,7 +115,8 @@ impl Worker {
     fn is_settled(&self) -> bool {
         let starting = self.lifecycle.slots.iter().any(|slot| slot.state == State::Starting);
         let making = matches!(self.held, Held::Making);
-        let due = self.lifecycle.slots.iter().any(|slot| slot.state == State::Fresh && !slot.ever_started);
+        let ending = self.lifecycle.stop.is_some();
+        let due = !ending && self.lifecycle.slots.iter().any(|slot| slot.state == State::Fresh && !slot.ever_started);
         !(starting || making || due && matches!(self.held, Held::Ready(_) | Held::Absent))
     }
 
@@ -161,7 +162,8 @@ impl Worker {
                     self.report.revision = stored.revision;
                     return true;
                 }
-                Err(StoreError::Conflict { .. }) => {}
+                // One that was deleted in this moment is seen to be gone above.
+                Err(StoreError::Conflict { .. } | StoreError::NotFound(_)) => {}
                 Err(error) => {
                     tracing::error!(pod = %self.key, %error, "the pod's status cannot be stored");
                     return false;

@@ -158,6 +158,7 @@ impl Worker {
             stopping: self.stopping.subscribe(),
         };
         self.images.remove(&name);
+        self.starts += 1;
         let sender = self.sender.clone();
         tokio::spawn(async move {
             let started = errand.run().await;
