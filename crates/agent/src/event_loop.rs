@@ -8,12 +8,15 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{WaitOptions, WaitStatus, wait};
 use sampan_sys::{process, socket};
-use sampan_wire::agent::{AgentEvent, ChildReport, ContainerExit, ExitStatus, FromAgent, FromDaemon, Refusal, Reply};
+use sampan_wire::agent::{
+    AgentEvent, ChildReport, ContainerExit, ExitStatus, FromAgent, FromDaemon, Instant, Refusal, Reply, Request,
+};
 use sampan_wire::frame::FrameDecoder;
 use sampan_wire::limits::{DESCRIPTORS_MAX, EXIT_RECORDS_MAX};
 
 use crate::container::{Container, Ended};
 use crate::launch::{Asker, Launch, Purpose};
+use crate::limits::STRANGERS_MAX;
 use crate::link::{Link, LinkError, Outgoing, Received};
 use crate::pod::{Agent, now};
 use crate::streams::{Outlet, Ready};
@@ -28,10 +31,9 @@ impl Agent {
         if ready.contains(&self.listener)
             && let Some(connection) = socket::accept(self.listener.as_fd())?
         {
-            // A new daemon; whatever the one before it had asked for is nobody's any more.
-            self.link = Some(Link::new(connection));
-            self.connection = self.connection.wrapping_add(1);
+            self.meet(connection);
         }
+        self.hear_strangers();
         self.serve_daemon();
         self.read_reports(&ready);
         if process::drain_signals(self.signals.as_fd()) {
@@ -46,12 +48,46 @@ impl Agent {
         Ok(())
     }
 
+    /// Somebody connects. Nobody of the pod may; of those from outside each is listened to until it has said who it is.
+    fn meet(&mut self, connection: OwnedFd) {
+        // Where the pod has processes of its own, those outside have no number here.
+        let is_foreign = matches!(socket::peer_pid(connection.as_fd()), Ok(None));
+        if rustix::process::getpid().is_init() && !is_foreign {
+            return;
+        }
+        if self.strangers.len() >= STRANGERS_MAX {
+            self.strangers.remove(0);
+        }
+        self.strangers.push(Link::new(connection));
+    }
+
+    /// Who greets as a daemon does takes the place of the one before, whose requests are nobody's any more. Until then that one stays:
+    /// neither silence nor nonsense takes its place.
+    fn hear_strangers(&mut self) {
+        for mut link in std::mem::take(&mut self.strangers) {
+            match link.receive() {
+                Ok(Received::Nothing) => self.strangers.push(link),
+                Ok(Received::Frame(frame, descriptors)) => {
+                    if let Ok(message @ FromDaemon { request: Request::Hello, .. }) = frame.message() {
+                        self.link = Some(link);
+                        self.connection = self.connection.wrapping_add(1);
+                        if self.handle(message, descriptors).is_err() {
+                            self.link = None;
+                        }
+                    }
+                }
+                Ok(Received::Closed) | Err(_) => {}
+            }
+        }
+    }
+
     fn wait(&self) -> std::io::Result<Ready> {
         let mut polled = vec![PollFd::new(&self.listener, PollFlags::IN), PollFd::new(&self.signals, PollFlags::IN)];
         if let Some(link) = &self.link {
             let wanted = if link.wants_write() { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
             polled.push(PollFd::new(link, wanted));
         }
+        polled.extend(self.strangers.iter().map(|link| PollFd::new(link, PollFlags::IN)));
         polled.extend(self.launches.iter().map(|launch| PollFd::new(&launch.report, PollFlags::IN)));
         for container in self.containers.values() {
             container.streams.poll_into(&mut polled);
@@ -163,7 +199,12 @@ impl Agent {
     fn finish_launch(&mut self, launch: Launch) {
         let Launch { asker, pid, purpose, failure, exited, .. } = launch;
         if let Some(refusal) = failure {
-            if !matches!(purpose, Purpose::Transfer { answered: true }) {
+            if let Purpose::Container(container) = &purpose
+                && asker.connection != self.connection
+            {
+                // The daemon that asked is dead, and the next one was told that it runs.
+                self.record_exit(container.name.clone(), ExitStatus::Code(refusal_code(&refusal)), now(), now());
+            } else if !matches!(purpose, Purpose::Transfer { answered: true }) {
                 self.reply(asker, Reply::Refused(refusal), Outgoing::default());
             }
             return;
@@ -228,20 +269,28 @@ impl Agent {
             let Some(ended) = container.ended else { continue };
             container.streams.drain();
             self.outlets.extend(container.streams.into_outlets().filter(|outlet: &Outlet| !outlet.is_empty()));
-            let exit = ContainerExit {
-                event_id: self.next_event_id,
-                container: name,
-                status: ended.status,
-                started_at: container.started_at,
-                finished_at: ended.at,
-            };
-            self.next_event_id = self.next_event_id.saturating_add(1);
-            if self.exits.len() >= EXIT_RECORDS_MAX {
-                self.exits.pop_front();
-            }
-            self.exits.push_back(exit.clone());
-            self.tell(&FromAgent::Event(AgentEvent::ContainerExited(exit)), Outgoing::default());
+            self.record_exit(name, ended.status, container.started_at, ended.at);
         }
+    }
+
+    /// Keeps an end until somebody acknowledges it, and tells it to who is there.
+    fn record_exit(&mut self, container: String, status: ExitStatus, started_at: Instant, finished_at: Instant) {
+        let exit = ContainerExit { event_id: self.next_event_id, container, status, started_at, finished_at };
+        self.next_event_id = self.next_event_id.saturating_add(1);
+        if self.exits.len() >= EXIT_RECORDS_MAX {
+            self.exits.pop_front();
+        }
+        self.exits.push_back(exit.clone());
+        self.tell(&FromAgent::Event(AgentEvent::ContainerExited(exit)), Outgoing::default());
+    }
+}
+
+/// What a shell makes of a program that did not start.
+const fn refusal_code(refusal: &Refusal) -> i32 {
+    match refusal {
+        Refusal::CommandNotFound { .. } => 127,
+        Refusal::PermissionDenied { .. } => 126,
+        _ => 128,
     }
 }
 

@@ -48,6 +48,9 @@ pub(crate) const GROUPS_MAX: usize = 1024;
 /// Connections that the zygote serves at a time; there is one daemon, and perhaps the one before it.
 pub(crate) const ZYGOTE_CONNECTIONS_MAX: usize = 8;
 
+/// Connections to an agent of which nobody has greeted yet; the oldest makes room for the next.
+pub(crate) const STRANGERS_MAX: usize = 8;
+
 /// Size of a pod's `/dev/shm`, as docker and containerd have it.
 pub(crate) const SHARED_MEMORY_BYTES: u64 = 64 * 1024 * 1024;
 

@@ -18,7 +18,7 @@ use sampan_wire::agent::{AgentState, ContainerExit, Instant, PodConfiguration, R
 use crate::container::Container;
 use crate::fault::AtStage;
 use crate::identity::Identity;
-use crate::launch::Launch;
+use crate::launch::{Launch, Purpose};
 use crate::link::Link;
 use crate::streams::Outlet;
 use crate::{privileges, stage};
@@ -34,6 +34,8 @@ pub(crate) struct Agent {
     pub(crate) listener: OwnedFd,
     pub(crate) signals: OwnedFd,
     pub(crate) link: Option<Link>,
+    /// Connections on which nobody has greeted yet.
+    pub(crate) strangers: Vec<Link>,
     /// Counts the connections; the present one bears this number.
     pub(crate) connection: u64,
     /// What went wrong before anybody could be told.
@@ -72,6 +74,7 @@ pub(crate) fn run(id: &str, listener: OwnedFd) -> ! {
         listener,
         signals,
         link: None,
+        strangers: Vec::new(),
         connection: 0,
         fault,
         own_pid_namespace,
@@ -150,7 +153,12 @@ impl Agent {
 
     /// What a new daemon is told.
     pub(crate) fn state(&self) -> AgentState {
-        let running = self.containers.values().filter(|container| container.ended.is_none());
+        // What is on its way for a daemon that is gone runs as soon as this one looks, or its end is told.
+        let on_the_way = self.launches.iter().filter_map(|launch| match &launch.purpose {
+            Purpose::Container(container) => Some(&**container),
+            _ => None,
+        });
+        let running = self.containers.values().filter(|container| container.ended.is_none()).chain(on_the_way);
         let describe = |container: &Container| RunningContainer {
             name: container.name.clone(),
             started_at: container.started_at,

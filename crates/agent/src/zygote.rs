@@ -33,9 +33,11 @@ pub fn serve(listener: OwnedFd) -> io::Result<Infallible> {
     set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     rustix::fs::fcntl_setfl(&listener, rustix::fs::fcntl_getfl(&listener)? | rustix::fs::OFlags::NONBLOCK)?;
     let null = rustix::fs::open("/dev/null", rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC, 0.into())?;
+    let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC;
+    let oom_score = rustix::fs::open("/proc/self/oom_score_adj", flags, 0.into())?;
     stage::build_for_zygote()?;
     let signals = signal_descriptor(&[libc::SIGCHLD])?;
-    let mut zygote = Zygote { listener, null, links: Vec::new() };
+    let mut zygote = Zygote { listener, null, oom_score, links: Vec::new() };
     loop {
         zygote.turn(&signals)?;
     }
@@ -44,6 +46,8 @@ pub fn serve(listener: OwnedFd) -> io::Result<Infallible> {
 struct Zygote {
     listener: OwnedFd,
     null: OwnedFd,
+    /// The zygote's own `oom_score_adj`.
+    oom_score: OwnedFd,
     links: Vec<Link>,
 }
 
@@ -110,13 +114,34 @@ impl Zygote {
         for (_, flag) in own.iter().filter(|(wanted, _)| *wanted) {
             flags |= flag;
         }
-        Ok(match clone3(flags, cgroup.as_ref().map(AsFd::as_fd)) {
+        let score = self.take_ordinary_oom_score();
+        let forked = clone3(flags, cgroup.as_ref().map(AsFd::as_fd));
+        if let Some(score) = score
+            && !matches!(forked, Ok(Forked::Child))
+        {
+            rustix::io::pwrite(&self.oom_score, score.as_bytes(), 0).ok();
+        }
+        Ok(match forked {
             Ok(Forked::Child) => self.become_agent(&id, listener),
             Ok(Forked::Parent { pid, pidfd }) => ZygoteReply::Created { pid, pidfd: outgoing.add(pidfd) },
             Err(error) => {
                 ZygoteReply::Failed { stage: "clone3".into(), errno: error.raw_os_error().unwrap_or(libc::EIO) }
             }
         })
+    }
+
+    /// Where the service is spared when memory is short, its pods are not to be: a child inherits how low its score may be put by itself
+    /// (`oom_score_adj_min` in the kernel's `fs/proc/base.c`), which only a write by one with `CAP_SYS_RESOURCE` moves. Without
+    /// that right the floor stays the service's. Gives what the score was, if it was lower.
+    fn take_ordinary_oom_score(&self) -> Option<String> {
+        let mut text = [0_u8; 16];
+        let read = rustix::io::pread(&self.oom_score, &mut text, 0).ok()?;
+        let score = std::str::from_utf8(text.get(..read)?).ok()?.trim().to_owned();
+        if !score.starts_with('-') {
+            return None;
+        }
+        rustix::io::pwrite(&self.oom_score, b"0", 0).ok()?;
+        Some(score)
     }
 
     /// The child's side: nothing of the zygote's is kept but the program itself.

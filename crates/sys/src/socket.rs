@@ -3,10 +3,11 @@
 //! [`send`] and [`receive`] move bytes and descriptors (`SCM_RIGHTS`, unix(7)) in one call and retry interrupted calls;
 //! framing is the caller's. Descriptors arrive close-on-exec. [`announce`] and [`peer`] make the pid of the process that
 //! listens known to whoever connects: `listen(2)` stamps the listening socket with the caller's credentials.
+#![allow(unsafe_code, reason = "rustix's SO_PEERCRED has no room for a peer without a pid")]
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::net::{
@@ -76,6 +77,26 @@ pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
 pub fn peer(socket: BorrowedFd<'_>) -> io::Result<(i32, u32)> {
     let credentials = rustix::net::sockopt::socket_peercred(socket)?;
     Ok((credentials.pid.as_raw_nonzero().get(), credentials.uid.as_raw()))
+}
+
+/// The same pid, where the other end may be in a pid namespace that has no number for it here.
+pub fn peer_pid(socket: BorrowedFd<'_>) -> io::Result<Option<i32>> {
+    let mut credentials = libc::ucred { pid: 0, uid: 0, gid: 0 };
+    let mut length = u32::try_from(size_of::<libc::ucred>()).unwrap_or_default();
+    // SAFETY: the kernel writes at most `length` bytes, which is the size of `credentials`; both outlive the call.
+    let status = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut credentials).cast(),
+            &raw mut length,
+        )
+    };
+    if status != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok((credentials.pid != 0).then_some(credentials.pid))
 }
 
 /// Sends bytes, and with the first of them all `descriptors`; returns how many bytes went. At most [`DESCRIPTORS_MAX`].

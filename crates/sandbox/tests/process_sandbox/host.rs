@@ -68,6 +68,19 @@ impl Host {
         Ok(ProcessSandboxes::open(config).await?)
     }
 
+    /// Where the agent of a sandbox listens.
+    pub(crate) fn agent_socket(&self, id: &SandboxId) -> PathBuf {
+        self.run_dir.path().join("sandboxes").join(id.to_string()).join("agent.sock")
+    }
+
+    /// The score that the zygote has from its service; false where nobody here may lower it.
+    pub(crate) fn spare_zygote(&self, score: &str) -> Result<bool> {
+        match std::fs::write(format!("/proc/{}/oom_score_adj", self.zygote.id()), score) {
+            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => Ok(false),
+            written => Ok(written.map(|()| true)?),
+        }
+    }
+
     pub(crate) fn restart_zygote(&mut self) -> Result<()> {
         self.zygote.kill()?;
         self.zygote.wait()?;

@@ -15,6 +15,7 @@ super::scenarios![
     restart_in_place,
     exits_wait_for_acknowledgement,
     daemon_restart,
+    nonsense_takes_no_agent_away,
     agent_killed,
     zygote_restart,
     leftovers_are_reconciled,
@@ -141,6 +142,30 @@ async fn daemon_restart(host: &mut Host) -> Result<()> {
     let gone = sandboxes.adopt(&id).await;
     ensure!(matches!(gone, Err(SandboxError::NotFound { .. })));
     Ok(())
+}
+
+/// Whoever reaches an agent's socket has to greet as a daemon does before he takes the place of one.
+async fn nonsense_takes_no_agent_away(host: &mut Host) -> Result<()> {
+    use std::io::Write as _;
+    let mut pod = host.pod().await?;
+    pod.start(pod.container("stays", &["/bin/sleep", "1000"])?).await?;
+    let path = host.agent_socket(pod.sandbox.id());
+    let mut silent = Vec::new();
+    for nonsense in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0xff; 100_000], &[0; 64], b""] {
+        for _ in 0..10 {
+            let mut stranger = std::os::unix::net::UnixStream::connect(&path)?;
+            // The agent may have closed before everything was written.
+            drop(stranger.write_all(nonsense));
+            silent.push(stranger);
+        }
+        ensure!(pod.running().await? == ["stays"]);
+    }
+    let told = tokio::time::timeout(Duration::from_millis(200), pod.events.recv()).await;
+    ensure!(told.is_err(), "the daemon believes something happened: {told:?}");
+    ensure!(pod.run("exit 6").await?.0 == 6, "it goes on");
+    drop(silent);
+    ensure!(pod.running().await? == ["stays"]);
+    pod.destroy().await
 }
 
 async fn agent_killed(host: &mut Host) -> Result<()> {

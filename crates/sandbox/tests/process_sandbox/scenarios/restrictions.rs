@@ -14,6 +14,7 @@ super::scenarios![
     all_devices_for_the_privileged,
     custom_paths,
     oom_score,
+    a_spared_service_spares_no_container,
     apparmor_is_refused_without_apparmor,
     limits_change_in_place,
     sets_and_pages,
@@ -114,6 +115,21 @@ async fn oom_score(host: &mut Host) -> Result<()> {
     spec.oom_score_adjustment = Some(-998);
     let (code, said) = pod.run_spec(spec).await?;
     ensure!(code == 0 && (said == "-998\n" || said == "0\n"), "{said}");
+    pod.destroy().await
+}
+
+async fn a_spared_service_spares_no_container(host: &mut Host) -> Result<()> {
+    if !host.spare_zygote("-100")? {
+        eprintln!(
+            "\n    NOT TESTED: that containers cannot take on the service's OOM score. Missing: CAP_SYS_RESOURCE\n"
+        );
+        return Ok(());
+    }
+    let mut pod = host.pod().await?;
+    let script = "echo 0 > /proc/self/oom_score_adj && echo may; echo -50 > /proc/self/oom_score_adj && echo spared";
+    let (_, said) = pod.run(script).await?;
+    ensure!(said.contains("may") && !said.contains("spared"), "{said}");
+    ensure!(host.spare_zygote("0")?);
     pod.destroy().await
 }
 
