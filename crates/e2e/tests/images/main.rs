@@ -33,6 +33,7 @@ fn main() -> ExitCode {
             lazy_faults::readers_wait_while_the_registry_is_away,
             lazy_faults::complete_images_need_no_registry,
             lazy::an_image_that_was_here_runs_before_it_has_arrived,
+            lazy::an_image_with_tables_of_contents_of_its_own_runs_before_it_has_arrived,
             kinds::every_compression_and_flavour_runs,
             kinds::an_index_gives_this_machines_image,
             kinds::a_hundred_and_twenty_seven_layers_are_one,
