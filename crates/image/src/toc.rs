@@ -37,8 +37,9 @@ use sampan_oci::manifest::Layer;
 use sampan_oci::media_type::Compression;
 use std::ops::Range;
 
-/// Bytes at the end of an eStargz layer that are fetched first: the footer, and as a rule the whole table.
-const TAIL_BYTES: u64 = 1 << 20;
+/// Bytes at the end of an eStargz layer that are fetched first: the footer, and of most layers the whole table. Not more, for a
+/// start waits for them, of every layer.
+const TAIL_BYTES: u64 = 128 << 10;
 
 const ESTARGZ_DIGEST: &str = "containerd.io/snapshot/stargz/toc.digest";
 /// The name since 2021, and the one before that.
