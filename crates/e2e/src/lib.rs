@@ -7,5 +7,6 @@ pub mod fixtures;
 pub mod harness;
 pub mod leaks;
 pub mod link;
+pub mod neighbour;
 pub mod service;
 pub mod storm;

@@ -14,7 +14,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 const USAGE: &str =
-    "usage: cargo xtask tidy | bench [image|runtime] [OPTION…] | fuzz-smoke [--seconds N] [TARGET] | storm [runtime|crowd] [OPTION…] | critest [OPTION…] | kubelet | vm [OPTION…]
+    "usage: cargo xtask tidy | bench [image|runtime] [OPTION…] | fuzz-smoke [--seconds N] [TARGET] | storm [runtime|crowd|neighbour] [OPTION…] | critest [OPTION…] | kubelet | vm [OPTION…]
 
   tidy        check layers, sources, licences, duplicate crates and papers
   bench       measure beside containerd, podman and runc; see cargo xtask bench --help
@@ -22,7 +22,7 @@ const USAGE: &str =
   bench runtime measure pods and containers beside containerd and runc; see cargo xtask bench runtime --help
   fuzz-smoke  feed every parser of foreign bytes its corpus and changes of it, for 10 seconds in all
   storm       kill the service again and again under readers of arriving images, while pods come and go, or
-              under hundreds of containers; see cargo xtask storm --help
+              under hundreds of containers, or starve a pod by its neighbour; see cargo xtask storm --help
   critest     Kubernetes' tests of container runtimes against the service; see cargo xtask critest --help
   kubelet     a stock kubelet with a static pod on the service; see cargo xtask kubelet --help
   vm          try the service on Debian's kernels in an emulated machine; see cargo xtask vm --help";

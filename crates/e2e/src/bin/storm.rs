@@ -1,16 +1,19 @@
 //! Kills the service again and again, under readers of arriving images or while pods come and go, and says whether anybody noticed;
-//! `cargo xtask storm` builds what it needs and runs it.
+//! or has one pod try to starve another. `cargo xtask storm` builds what it needs and runs it.
 #![allow(clippy::print_stdout, reason = "the outcome is its result")]
 
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use clap::{Args, Parser, Subcommand};
+use sampan_e2e::neighbour;
 use sampan_e2e::storm::runtime::{self, CrowdOptions, run_crowd};
 use sampan_e2e::storm::{Options, run};
 
 /// The longest that 99 of 100 readers may wait from a kill on.
 const WAIT_99_MAX: Duration = Duration::from_secs(1);
+/// The least that a neighbour keeps of its throughput.
+const KEPT_MIN: f64 = 0.9;
 
 /// Kills the daemon while eight readers compare every byte of images that are arriving, or as its command says.
 #[derive(Parser)]
@@ -28,6 +31,8 @@ enum Kind {
     Runtime(Runtime),
     /// Kills the daemon with hundreds of containers running; nothing may be lost.
     Crowd(Crowd),
+    /// Measures what a pod keeps of its throughput beside one that uses up what it can.
+    Neighbour(Neighbour),
 }
 
 #[derive(Args)]
@@ -72,6 +77,16 @@ struct Crowd {
     kills: usize,
 }
 
+#[derive(Args)]
+struct Neighbour {
+    /// Turns alone and beside the attacker, for each technique.
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// Only techniques whose names contain this.
+    #[arg(long)]
+    only: Option<String>,
+}
+
 fn main() -> Result<()> {
     let Arguments { kind, images } = Arguments::parse();
     match kind {
@@ -88,6 +103,11 @@ fn main() -> Result<()> {
         Some(Kind::Crowd(Crowd { pods, kills })) => {
             let outcome = run_crowd(CrowdOptions { pods, kills })?;
             println!("{outcome}; nothing is left behind");
+        }
+        Some(Kind::Neighbour(Neighbour { rounds, only })) => {
+            let kept = neighbour::run(rounds, only.as_deref())?;
+            print!("{kept}");
+            ensure!(kept.least() >= KEPT_MIN, "a neighbour keeps less than {KEPT_MIN} of its throughput");
         }
     }
     Ok(())
