@@ -1,7 +1,7 @@
 //! A node for the scenarios: folders, zygote, network, image, the server; and the search for what is left behind.
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::Child;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,26 +20,8 @@ use sampan_sandbox::{ProcessSandboxes, SandboxConfig};
 
 use crate::client::{Client, connect};
 use crate::layout;
-
-/// The argument that turns this program into a zygote.
-pub(crate) const ZYGOTE: &str = "--zygote";
-
-/// How long any scenario waits for anything.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
-
-pub(crate) fn missing() -> Option<&'static str> {
-    if !rustix::process::geteuid().is_root() {
-        return Some("root");
-    }
-    (!Path::new(layout::BUSYBOX).exists()).then_some("/bin/busybox (apt-get install busybox-static)")
-}
-
-pub(crate) fn be_zygote(path: &Path) -> ExitCode {
-    let listener = sampan_sys::socket::listen(path, sampan_sys::socket::Kind::Packet);
-    let Err(error) = listener.and_then(sampan_sandbox::serve_zygote);
-    eprintln!("the zygote fails: {error}");
-    ExitCode::FAILURE
-}
+pub(crate) use crate::program::PATIENCE;
+use crate::program::spawn_zygote;
 
 pub(crate) struct Node {
     pub(crate) folder: tempfile::TempDir,
@@ -58,11 +40,7 @@ impl Node {
         let folder = tempfile::Builder::new().prefix("sampan-cri-").tempdir()?;
         let run_dir = folder.path().join("run");
         std::fs::create_dir(&run_dir)?;
-        let zygote = Command::new(std::env::current_exe()?)
-            .arg(ZYGOTE)
-            .arg(run_dir.join("zygote.sock"))
-            .stdin(Stdio::null())
-            .spawn()?;
+        let zygote = spawn_zygote(&run_dir)?;
         let image = layout::write(folder.path())?;
         let instance = format!("cri{}", std::process::id());
         let images = ImageStore::open(ImageStoreConfig::new(folder.path().join("data"), RegistryConfig::default()));

@@ -1,7 +1,7 @@
 //! A node for the scenarios: folders, zygote, network, image, and the search for what is left behind.
 
 use std::path::Path;
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::Child;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,26 +17,8 @@ use sampan_sandbox::{ExecSpec, ProcessSandboxes, SandboxConfig, SandboxEvent};
 use tokio::sync::mpsc;
 
 use crate::layout;
-
-/// The argument that turns this program into a zygote.
-pub(crate) const ZYGOTE: &str = "--zygote";
-
-/// How long any scenario waits for anything.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
-
-pub(crate) fn missing() -> Option<&'static str> {
-    if !rustix::process::geteuid().is_root() {
-        return Some("root");
-    }
-    (!Path::new(layout::BUSYBOX).exists()).then_some("/bin/busybox (apt-get install busybox-static)")
-}
-
-pub(crate) fn be_zygote(path: &Path) -> ExitCode {
-    let listener = sampan_sys::socket::listen(path, sampan_sys::socket::Kind::Packet);
-    let Err(error) = listener.and_then(sampan_sandbox::serve_zygote);
-    eprintln!("the zygote fails: {error}");
-    ExitCode::FAILURE
-}
+pub(crate) use crate::program::PATIENCE;
+use crate::program::spawn_zygote;
 
 pub(crate) struct Host {
     pub(crate) folder: tempfile::TempDir,
@@ -52,11 +34,7 @@ impl Host {
         let folder = tempfile::Builder::new().prefix("sampan-runtime-").tempdir()?;
         let run_dir = folder.path().join("run");
         std::fs::create_dir(&run_dir)?;
-        let zygote = Command::new(std::env::current_exe()?)
-            .arg(ZYGOTE)
-            .arg(run_dir.join("zygote.sock"))
-            .stdin(Stdio::null())
-            .spawn()?;
+        let zygote = spawn_zygote(&run_dir)?;
         let reference = layout::write(folder.path())?;
         let data_dir = folder.path().join("data");
         let images = ImageStore::open(ImageStoreConfig::new(&data_dir, RegistryConfig::default())).await?;

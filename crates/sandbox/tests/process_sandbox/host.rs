@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::Child;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -13,27 +13,8 @@ use sampan_sandbox::{
 };
 use tokio::sync::mpsc;
 
-/// The argument that turns this program into a zygote.
-pub(crate) const ZYGOTE: &str = "--zygote";
-
-const BUSYBOX: &str = "/bin/busybox";
-
-/// How long any scenario waits for anything.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
-
-pub(crate) fn missing() -> Option<&'static str> {
-    if !rustix::process::geteuid().is_root() {
-        return Some("root");
-    }
-    (!Path::new(BUSYBOX).exists()).then_some("/bin/busybox (apt-get install busybox-static)")
-}
-
-pub(crate) fn be_zygote(path: &Path) -> ExitCode {
-    let listener = sampan_sys::socket::listen(path, sampan_sys::socket::Kind::Packet);
-    let Err(error) = listener.and_then(sampan_sandbox::serve_zygote);
-    eprintln!("the zygote fails: {error}");
-    ExitCode::FAILURE
-}
+pub(crate) use crate::program::PATIENCE;
+use crate::program::{BUSYBOX, spawn_zygote};
 
 pub(crate) struct Host {
     pub(crate) run_dir: tempfile::TempDir,
@@ -43,13 +24,6 @@ pub(crate) struct Host {
     next_range: AtomicU32,
     /// Ids of all sandboxes that were asked for.
     ids: std::sync::Mutex<Vec<SandboxId>>,
-}
-
-fn spawn_zygote(run_dir: &Path) -> Result<Child> {
-    let socket = run_dir.join("zygote.sock");
-    std::fs::remove_file(&socket).ok();
-    let program = std::env::current_exe()?;
-    Ok(Command::new(program).arg(ZYGOTE).arg(socket).stdin(Stdio::null()).spawn()?)
 }
 
 impl Host {
@@ -84,6 +58,7 @@ impl Host {
     pub(crate) fn restart_zygote(&mut self) -> Result<()> {
         self.zygote.kill()?;
         self.zygote.wait()?;
+        std::fs::remove_file(self.run_dir.path().join("zygote.sock"))?;
         self.zygote = spawn_zygote(self.run_dir.path())?;
         Ok(())
     }

@@ -1,35 +1,13 @@
-//! The process sandbox on a real kernel: real namespaces, real cgroups, busybox for a userland.
-//!
-//! Has a `main` of its own, for two reasons: the zygote must be a single-threaded process, so that this program starts
-//! itself again as one; and the scenarios share one zygote and end with a search for anything left behind. Needs root
-//! and `busybox-static`, and says so loudly. An argument that is not an option selects scenarios by name.
+//! The process sandbox on a real kernel: real namespaces, real cgroups, busybox for a userland. See `program`.
 
 mod host;
+#[path = "../shared/program.rs"]
+mod program;
 mod scenarios;
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    if let [mode, path] = arguments.as_slice()
-        && mode == host::ZYGOTE
-    {
-        return host::be_zygote(path.as_ref());
-    }
-    if arguments.iter().any(|argument| argument == "--list") {
-        scenarios::all().iter().for_each(|(name, _)| eprintln!("{name}: test"));
-        return ExitCode::SUCCESS;
-    }
-    if let Some(missing) = host::missing() {
-        eprintln!("\n    NOT TESTED: the process sandbox. Missing: {missing}\n");
-        return if std::env::var_os("SAMPAN_TESTS_MAY_SKIP").is_some() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
-    }
-    let filter = arguments.into_iter().find(|argument| !argument.starts_with('-'));
-    match tokio::runtime::Runtime::new() {
-        Ok(runtime) => runtime.block_on(scenarios::run(filter.as_deref())),
-        Err(error) => {
-            eprintln!("no runtime: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    let names: Vec<&str> = scenarios::all().iter().map(|(name, _)| *name).collect();
+    program::main("the process sandbox", &names, async |filter| scenarios::run(filter.as_deref()).await)
 }

@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::{Result, ensure};
 use sha2::{Digest, Sha256};
 
-pub(crate) const BUSYBOX: &str = "/bin/busybox";
+use crate::program::BUSYBOX;
 
 /// Writes the layout below `folder` and says by what reference it is pulled.
 pub(crate) fn write(folder: &Path) -> Result<String> {
