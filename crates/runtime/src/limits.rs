@@ -34,8 +34,10 @@ pub const TEMPLATE_DEADLINE: Duration = Duration::from_secs(60);
 pub const POOL_DEFAULT: usize = 4;
 /// The most that are.
 pub const POOL_MAX: usize = 256;
-/// How long making one waits for pods that are being made at this moment.
+/// How long making one waits for pods that are being made.
 pub const POOL_PATIENCE: Duration = Duration::from_millis(50);
+/// It waits until nothing has happened to any for so long: a container's start, and a short run, are over by then.
+pub const POOL_QUIET: Duration = Duration::from_millis(12);
 /// How long making one waits after a failure.
 pub const POOL_RETRY: Duration = Duration::from_secs(5);
 

@@ -8,7 +8,8 @@
 //! every pod is. A hull is used once. One that is not taken dies with the daemon: its row of the journal says `creating`, so
 //! that the next start removes it.
 //!
-//! Taking is one `pop` under a lock. Refilling waits a moment for pods that are being made, which need the processors more.
+//! Taking is one `pop` under a lock. Refilling waits a moment for pods that are being made, and for what their first container
+//! needs after that: they need the processors more, and a short-lived pod is gone by then.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,7 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
-use crate::limits::{DISK_BYTES_DEFAULT, POOL_MAX, POOL_PATIENCE, POOL_RETRY};
+use crate::limits::{DISK_BYTES_DEFAULT, POOL_MAX, POOL_PATIENCE, POOL_QUIET, POOL_RETRY};
 use crate::pod::PodConfig;
 use crate::runtime::RuntimeError;
 use crate::timeline::Timeline;
@@ -79,7 +80,8 @@ struct Shared {
     changed: Notify,
     /// Pods being made at this moment.
     busy: AtomicUsize,
-    idle: Notify,
+    /// A pod was begun, or is made.
+    stirred: Notify,
 }
 
 /// The pool of one service.
@@ -105,9 +107,8 @@ pub(crate) struct Busy(Arc<Shared>);
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        if self.0.busy.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.0.idle.notify_one();
-        }
+        self.0.busy.fetch_sub(1, Ordering::AcqRel);
+        self.0.stirred.notify_one();
     }
 }
 
@@ -136,6 +137,7 @@ impl Pool {
     /// Says that a pod is being made.
     pub(crate) fn busy(&self) -> Busy {
         self.shared.busy.fetch_add(1, Ordering::AcqRel);
+        self.shared.stirred.notify_one();
         Busy(Arc::clone(&self.shared))
     }
 
@@ -198,12 +200,20 @@ impl Shared {
         Ok([Kind::OwnUsers, Kind::HostUsers].into_iter().find(short))
     }
 
-    /// Waits until no pod is being made, but not for long.
+    /// Waits until no pod has been begun or made for a while, but not for long.
     async fn wait_for_idleness(&self) {
-        if self.busy.load(Ordering::Acquire) > 0 {
-            // That they go on and on is no reason to keep nothing ready.
-            tokio::time::timeout(POOL_PATIENCE, self.idle.notified()).await.ok();
-        }
+        let quiet = async {
+            loop {
+                let stirred = self.stirred.notified();
+                if self.busy.load(Ordering::Acquire) > 0 {
+                    stirred.await;
+                } else if tokio::time::timeout(POOL_QUIET, stirred).await.is_err() {
+                    return;
+                }
+            }
+        };
+        // That they go on and on is no reason to keep nothing ready.
+        tokio::time::timeout(POOL_PATIENCE, quiet).await.ok();
     }
 }
 
