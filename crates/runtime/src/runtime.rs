@@ -17,7 +17,7 @@ use std::collections::HashSet;
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use sampan_network::{Attachment, Network, NetworkError, PortHolder, Protocol};
 use sampan_sandbox::{ProcessSandbox, ProcessSandboxes, SandboxError, SandboxId, SandboxSpec, StartError};
@@ -33,7 +33,7 @@ use crate::timeline::Timeline;
 use crate::trash::{Deferred, Trash};
 use crate::volume::{VolumeError, Volumes};
 use crate::workshop::{Hull, Workshop};
-use crate::writable::{self, DiskError};
+use crate::writable::{self, Carriers, DiskError};
 
 /// Why a pod or container could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -149,6 +149,8 @@ pub struct Runtime {
     workshop: Arc<Workshop>,
     pool: Pool,
     recovered: OnceCell<Recovered>,
+    /// As the first pod that was adopted found them.
+    carriers: Arc<OnceLock<Carriers>>,
 }
 
 impl Runtime {
@@ -163,7 +165,7 @@ impl Runtime {
         let pool = Pool::new(if network.is_made_by_plugins() { 0 } else { config.pool_size });
         let trash = Trash::open(config.data_dir.join("trash")).map_err(RuntimeError::host("make the data folder"))?;
         let workshop = Arc::new(Workshop { sandboxes, network, journal, config, trash });
-        Ok(Self { workshop, pool, recovered: OnceCell::new() })
+        Ok(Self { workshop, pool, recovered: OnceCell::new(), carriers: Arc::default() })
     }
 
     /// The network, for statistics.
@@ -381,7 +383,12 @@ impl Runtime {
             tracing::warn!(sandbox = %row.id, %error, "its network is not as it was left");
         }
         let (image, room) = (workshop.disk_image(&row.id), workshop.config.mount_room.clone());
-        let disk = tokio::task::spawn_blocking(move || writable::mount_image(&image, room.as_deref()));
+        let carriers = Arc::clone(&self.carriers);
+        let disk = tokio::task::spawn_blocking(move || {
+            // Where looking fails, each looks for itself and says why.
+            let known = carriers.get_or_init(|| Carriers::look().unwrap_or_default());
+            writable::mount_image(&image, known, room.as_deref())
+        });
         let disk = workshop.trash.deferred(disk.await.map_err(RuntimeError::panicked)??);
         let parts = self.furnish(&config, disk, Owner { root: sandbox.root_id() }, Vec::new()).await?;
         Ok(self.pod(row, config, sandbox, attachment, parts))

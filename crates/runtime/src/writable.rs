@@ -8,6 +8,7 @@
 //! Nothing of it is ever read after the machine has stopped, so that nothing of it has to be on the disk at any moment:
 //! without barriers neither mounting, nor unmounting, nor a program's `fsync` waits for one.
 
+use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -70,9 +71,9 @@ pub(crate) fn create_image(templates: &Path, image: &Path, bytes: u64) -> Result
 }
 
 /// Mounts the image of a pod that lives on; a second mount of one that is still mounted somewhere shares its superblock.
-pub(crate) fn mount_image(image: &Path, room: Option<&MountRoom>) -> Result<Disk, DiskError> {
+pub(crate) fn mount_image(image: &Path, known: &Carriers, room: Option<&MountRoom>) -> Result<Disk, DiskError> {
     let fail = |step| move |source| DiskError::Image { step, path: image.to_owned(), source };
-    match attached_device(image).map_err(fail("find the loop device of"))? {
+    match attached_device(image, known).map_err(fail("find the loop device of"))? {
         Some(found) => mount_device(image, &found, room),
         None => mount_new_image(image, room),
     }
@@ -302,12 +303,17 @@ fn copy_sparse(from: &Path, to: &Path) -> io::Result<()> {
 ///
 /// A pod that ended while nobody watched may be letting go of its device at this moment: then the device can no longer
 /// be opened, or belongs to another file by the time it is, and the search begins again.
-fn attached_device(image: &Path) -> io::Result<Option<LoopSource>> {
+fn attached_device(image: &Path, known: &Carriers) -> io::Result<Option<LoopSource>> {
     let image = image.canonicalize()?;
+    let mut candidate = known.0.get(&image).cloned();
     for _ in 0..DETACH_ATTEMPTS_MAX {
-        let Some(path) = carrier(&image)? else { return Ok(None) };
+        let found = match candidate.take().filter(|path| carries(path, &image)) {
+            Some(path) => Some(path),
+            None => Carriers::look()?.0.remove(&image),
+        };
+        let Some(path) = found else { return Ok(None) };
         if let Ok(held) = File::open(&path)
-            && carrier(&image)?.as_ref() == Some(&path)
+            && carries(&path, &image)
         {
             return Ok(Some(LoopSource::Found { path, _held: held }));
         }
@@ -316,23 +322,35 @@ fn attached_device(image: &Path) -> io::Result<Option<LoopSource>> {
     Err(io::Error::other("its loop device is neither there nor gone"))
 }
 
-/// The loop device whose backing file is `image` now.
-fn carrier(image: &Path) -> io::Result<Option<PathBuf>> {
-    for entry in std::fs::read_dir("/sys/block")? {
-        let entry = entry?;
-        let backing = entry.path().join("loop/backing_file");
-        if let Ok(path) = std::fs::read_to_string(backing)
-            && Path::new(path.trim_end_matches('\n')) == image
-        {
-            return Ok(Some(Path::new("/dev").join(entry.file_name())));
+/// Which loop device carried which file at a moment. Looking once for all pods keeps taking them up from costing more with each.
+#[derive(Debug, Default)]
+pub(crate) struct Carriers(HashMap<PathBuf, PathBuf>);
+
+impl Carriers {
+    pub(crate) fn look() -> io::Result<Self> {
+        let mut carriers = HashMap::new();
+        for entry in std::fs::read_dir("/sys/block")? {
+            let device = Path::new("/dev").join(entry?.file_name());
+            carriers.extend(backing(&device).map(|file| (file, device)));
         }
+        Ok(Self(carriers))
     }
-    Ok(None)
+}
+
+fn carries(device: &Path, image: &Path) -> bool {
+    backing(device).as_deref() == Some(image)
+}
+
+/// The file behind a device, if it is a loop device that has one.
+fn backing(device: &Path) -> Option<PathBuf> {
+    let file = Path::new("/sys/block").join(device.file_name()?).join("loop/backing_file");
+    let told = std::fs::read_to_string(file).ok()?;
+    Some(PathBuf::from(told.trim_end_matches('\n')))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{create_image, mount_image};
+    use super::{Carriers, create_image, mount_image};
     use std::io::Write;
     use std::os::fd::AsFd;
 
@@ -342,7 +360,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let image = folder.path().join("disk.img");
         create_image(&folder.path().join("templates"), &image, 16 << 20).unwrap();
-        let disk = mount_image(&image, None).unwrap();
+        let disk = mount_image(&image, &Carriers::default(), None).unwrap();
         disk.directory("volumes/data", 1000, 0o777).unwrap();
         let file = rustix::fs::openat(
             disk.mount().as_fd(),
@@ -355,7 +373,7 @@ mod tests {
         let error = (0..64).find_map(|_| file.write_all(&[7; 1 << 20]).err()).expect("16 MiB hold no 64 MiB");
         assert_eq!(error.raw_os_error(), Some(28), "{error}");
         assert!(disk.is_full().unwrap());
-        let again = mount_image(&image, None).unwrap();
+        let again = mount_image(&image, &Carriers::default(), None).unwrap();
         assert!(again.is_full().unwrap(), "the second mount is the same file system");
     }
 }
