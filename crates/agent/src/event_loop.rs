@@ -28,6 +28,7 @@ impl Agent {
     /// One turn of the loop.
     pub(crate) fn turn(&mut self) -> std::io::Result<()> {
         let ready = self.wait()?;
+        let launching = !self.launches.is_empty();
         if ready.contains(&self.listener)
             && let Some(connection) = socket::accept(self.listener.as_fd())?
         {
@@ -45,6 +46,10 @@ impl Agent {
         self.finish_containers();
         self.outlets.retain_mut(|outlet| outlet.flush() && !outlet.is_empty());
         self.flush();
+        if launching && self.launches.is_empty() {
+            // What a request took is not needed until the next one; there are as many agents as pods.
+            process::trim_heap();
+        }
         Ok(())
     }
 

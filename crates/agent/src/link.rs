@@ -13,8 +13,9 @@ use sampan_wire::frame::{self, Frame, FrameDecoder, FrameError};
 use sampan_wire::limits::DESCRIPTORS_MAX;
 use serde::Serialize;
 
-/// Bytes taken from the socket at a time; a packet of the zygote's fits.
-const RECEIVE_BYTES: usize = 64 * 1024;
+/// Bytes taken from the socket at a time; a packet of the zygote's fits. They lie on the stack, which an agent keeps for as
+/// long as its pod lives.
+const RECEIVE_BYTES: usize = 8 * 1024;
 
 /// Why a connection is of no use any more.
 #[derive(Debug, thiserror::Error)]

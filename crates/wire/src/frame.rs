@@ -100,6 +100,10 @@ impl FrameDecoder {
         let Some(payload) = rest.get(..length) else { return Ok(None) };
         let frame = Frame { payload: payload.to_vec(), descriptors: count };
         self.buffer.drain(..HEADER_BYTES.saturating_add(length));
+        if self.buffer.is_empty() {
+            // Its room too: there are as many of these as pods.
+            self.buffer = Vec::new();
+        }
         Ok(Some(frame))
     }
 
