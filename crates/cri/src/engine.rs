@@ -143,6 +143,11 @@ impl PodEntry {
         locked(&self.record).config.clone().unwrap_or_default()
     }
 
+    /// Looks at the record without a copy of all of it.
+    pub(crate) fn read<T>(&self, look: impl FnOnce(&PodRecord) -> T) -> T {
+        look(&locked(&self.record))
+    }
+
     /// The pod as the runtime has it, while it is ready.
     pub(crate) fn live(&self) -> Option<Arc<Pod>> {
         locked(&self.live).clone()
@@ -168,6 +173,11 @@ impl ContainerEntry {
 
     pub(crate) fn record(&self) -> ContainerRecord {
         self.record.borrow().clone()
+    }
+
+    /// Looks at the record without a copy of all of it.
+    pub(crate) fn read<T>(&self, look: impl FnOnce(&ContainerRecord) -> T) -> T {
+        look(&self.record.borrow())
     }
 
     pub(crate) fn phase(&self) -> Phase {

@@ -26,7 +26,7 @@ pub(crate) use layout::{Hierarchy, detect};
 pub use usage::GroupUsage;
 
 use crate::devices::{self, DeviceNode};
-use crate::limits::{GROUP_FILE_BYTES_MAX, GROUP_REMOVAL_MAX};
+use crate::limits::{GROUP_FILE_BYTES_MAX, GROUP_FILE_BYTES_USUAL, GROUP_REMOVAL_MAX};
 
 /// What a pod or a container may use; absent means no limit, and in an update no change.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -515,7 +515,8 @@ fn kill_processes(directory: &Path) -> io::Result<bool> {
 
 /// Reads a group's file; they are all short.
 fn read(path: &Path) -> io::Result<String> {
-    let mut text = String::new();
+    // As large as nearly all of them: what grows from nothing asks the kernel time and again.
+    let mut text = String::with_capacity(GROUP_FILE_BYTES_USUAL);
     std::fs::File::open(path)?.take(GROUP_FILE_BYTES_MAX).read_to_string(&mut text)?;
     Ok(text)
 }

@@ -54,5 +54,7 @@ pub(crate) const OOM_SCORE_ADJUSTMENT: i32 = 100;
 
 /// The most bytes of a cgroup file that is read.
 pub(crate) const GROUP_FILE_BYTES_MAX: u64 = 64 * 1024;
+/// Room made for one at once; `memory.stat` takes about half of it.
+pub(crate) const GROUP_FILE_BYTES_USUAL: usize = 4096;
 
 const _: () = assert!(MOUNTS_MAX + 16 <= sampan_wire::limits::DESCRIPTORS_MAX, "a container's descriptors fit a frame");

@@ -53,6 +53,12 @@ pub struct SandboxStats {
     pub containers: Vec<(String, GroupUsage)>,
 }
 
+fn stats_of(group: &Group) -> io::Result<SandboxStats> {
+    let names = group.children()?;
+    let container = |name: &String| Some((name.strip_prefix("c-")?.to_owned(), group.child(name).usage()));
+    Ok(SandboxStats { pod: group.usage(), containers: names.iter().filter_map(container).collect() })
+}
+
 /// The agent as the kernel knows it.
 #[derive(Debug)]
 pub(crate) struct Identity {
@@ -422,13 +428,12 @@ impl ProcessSandbox {
     /// What the pod and each container with a group use.
     pub async fn stats(&self) -> Result<SandboxStats, SandboxError> {
         let group = self.group();
-        blocking("read the cgroups", move || {
-            let names = group.children()?;
-            let containers =
-                names.iter().filter_map(|name| Some((name.strip_prefix("c-")?.to_owned(), group.child(name).usage())));
-            Ok(SandboxStats { pod: group.usage(), containers: containers.collect() })
-        })
-        .await
+        blocking("read the cgroups", move || stats_of(&group)).await
+    }
+
+    /// The same for who has a thread to block shortly.
+    pub fn stats_now(&self) -> Result<SandboxStats, SandboxError> {
+        stats_of(&self.group()).map_err(SandboxError::io("read the cgroups"))
     }
 
     /// A file of the pod's control group, or of a container's, by its name on v1 and on v2 of the hierarchy that has the

@@ -34,6 +34,19 @@ pub(super) struct Sample {
     disk_used_bytes: u64,
 }
 
+impl Sample {
+    /// Reads files of the kernel's; blocks shortly.
+    fn of(live: &Pod) -> Result<Self, CallError> {
+        let stats = live.sandbox().stats_now()?;
+        Ok(Self {
+            at: now(),
+            pod: stats.pod,
+            containers: stats.containers.into_iter().collect(),
+            disk_used_bytes: live.disk_usage().map(|(used, _)| used).unwrap_or_default(),
+        })
+    }
+}
+
 /// The newest look at a pod, and the one before it.
 type Looks = (Arc<Sample>, Option<Arc<Sample>>);
 
@@ -103,22 +116,28 @@ impl Engine {
         if let Some(kept) = pod.figures.fresh() {
             return Ok(kept);
         }
-        let disk = Arc::clone(live);
-        let looks = async {
-            let stats = live.sandbox().stats().await?;
-            let used = tokio::task::spawn_blocking(move || disk.disk_usage().map(|(used, _)| used).unwrap_or_default());
-            let sample = Sample {
-                at: now(),
-                pod: stats.pod,
-                containers: stats.containers.into_iter().collect(),
-                disk_used_bytes: used.await.unwrap_or_default(),
-            };
-            Ok::<_, CallError>(Arc::new(sample))
-        };
+        let looked_at = Arc::clone(live);
+        let sample = tokio::task::spawn_blocking(move || Sample::of(&looked_at));
         let late = |_elapsed| CallError::Deadline(format!("the figures of pod {} cannot be read in time", pod.id));
-        let sample = tokio::time::timeout(STATS_DEADLINE, looks).await.map_err(late)??;
+        let sample = tokio::time::timeout(STATS_DEADLINE, sample).await.map_err(late)?;
+        let sample = Arc::new(sample.map_err(|_panic| CallError::Broken)??);
         let before = pod.figures.keep(Arc::clone(&sample));
         Ok((sample, before))
+    }
+
+    /// Looks at many pods in one go; each that cannot be looked at is missed when its turn comes.
+    async fn look_at_all(&self, pods: impl Iterator<Item = Arc<PodEntry>>) {
+        let old = |pod: &Arc<PodEntry>| pod.figures.fresh().is_none();
+        let old: Vec<_> = pods.filter(old).filter_map(|pod| pod.live().map(|live| (pod, live))).collect();
+        let looking = tokio::task::spawn_blocking(move || {
+            for (pod, live) in old {
+                if let Ok(sample) = Sample::of(&live) {
+                    pod.figures.keep(Arc::new(sample));
+                }
+            }
+        });
+        // What is late or fails here is asked for once more by itself, and says why.
+        tokio::time::timeout(STATS_DEADLINE, looking).await.ok();
     }
 
     /// Figures of a container; none of one that does not run.
@@ -133,7 +152,7 @@ impl Engine {
         let Some(usage) = sample.containers.get(container.run_name()) else { return described(container) };
         let earlier =
             before.and_then(|before| before.containers.get(container.run_name()).map(|usage| (before.at, usage)));
-        let limit = container.record().resources.map_or(0, |resources| resources.memory_limit_in_bytes);
+        let limit = container.read(|record| record.resources.as_ref().map_or(0, |limits| limits.memory_limit_in_bytes));
         // Containers of a pod share its disk. A share each adds up to what there is.
         let sharing = u64::try_from(sample.containers.len()).unwrap_or(1).max(1);
         ContainerStats {
@@ -151,33 +170,41 @@ impl Engine {
     }
 
     pub(crate) async fn list_container_stats(&self, filter: &ContainerStatsFilter) -> Vec<ContainerStats> {
-        let mut all = Vec::new();
-        for container in self.all_containers() {
-            let labels = container.record().config.unwrap_or_default().labels;
-            let is_wanted = filter.takes(&container.id, &container.pod.id, &labels);
-            if is_wanted && container.phase() == Phase::Running {
-                // One that ends while it is looked at is left out.
-                all.extend(self.container_stats(&container).await.ok());
-            }
+        let is_wanted = |container: &Arc<ContainerEntry>| {
+            container.phase() == Phase::Running
+                && container.read(|record| {
+                    let none = HashMap::new();
+                    let labels = record.config.as_ref().map_or(&none, |config| &config.labels);
+                    filter.takes(&container.id, &container.pod.id, labels)
+                })
+        };
+        let wanted: Vec<_> = self.all_containers().into_iter().filter(is_wanted).collect();
+        self.look_at_all(wanted.iter().map(|container| Arc::clone(&container.pod))).await;
+        let mut all = Vec::with_capacity(wanted.len());
+        for container in wanted {
+            // One that ends while it is looked at is left out.
+            all.extend(self.container_stats(&container).await.ok());
         }
         all
     }
 
     pub(crate) async fn pod_stats(&self, pod: &PodEntry, usage: Option<Usage>) -> Result<PodSandboxStats, CallError> {
-        let config = pod.config();
-        let attributes = PodSandboxAttributes {
-            id: pod.id.clone(),
-            metadata: config.metadata,
-            labels: config.labels,
-            annotations: config.annotations,
-        };
+        let attributes = pod.read(|record| {
+            let config = record.config.as_ref();
+            PodSandboxAttributes {
+                id: pod.id.clone(),
+                metadata: config.and_then(|config| config.metadata.clone()),
+                labels: config.map(|config| config.labels.clone()).unwrap_or_default(),
+                annotations: config.map(|config| config.annotations.clone()).unwrap_or_default(),
+            }
+        });
         let Some(live) = pod.live() else {
             return Ok(PodSandboxStats { attributes: Some(attributes), ..PodSandboxStats::default() });
         };
         let (sample, before) = self.look(pod, &live).await?;
         let usage = match usage {
             Some(usage) => Some(usage),
-            None if pod.record().addresses.is_empty() => None,
+            None if pod.read(|record| record.addresses.is_empty()) => None,
             None => self.runtime.network().usage(live.id()).await.ok(),
         };
         let running = self.containers_of(pod).into_iter().filter(|one| one.phase() == Phase::Running);
@@ -194,9 +221,17 @@ impl Engine {
 
     pub(crate) async fn list_pod_stats(&self, filter: &PodSandboxStatsFilter) -> Vec<PodSandboxStats> {
         let network = self.runtime.network().usage_of_all().await.unwrap_or_default();
-        let mut all = Vec::new();
-        for pod in self.all_pods() {
-            let Some(live) = pod.live().filter(|_| filter.takes(&pod.id, &pod.config().labels)) else { continue };
+        let is_wanted = |pod: &Arc<PodEntry>| {
+            pod.read(|record| {
+                let none = HashMap::new();
+                filter.takes(&pod.id, record.config.as_ref().map_or(&none, |config| &config.labels))
+            })
+        };
+        let wanted: Vec<_> = self.all_pods().into_iter().filter(is_wanted).collect();
+        self.look_at_all(wanted.iter().cloned()).await;
+        let mut all = Vec::with_capacity(wanted.len());
+        for pod in wanted {
+            let Some(live) = pod.live() else { continue };
             all.extend(self.pod_stats(&pod, network.get(live.id()).copied()).await.ok());
         }
         all
@@ -215,16 +250,16 @@ fn network(at: i64, usage: Usage) -> NetworkUsage {
 }
 
 fn described(container: &ContainerEntry) -> ContainerStats {
-    let config = container.record().config.unwrap_or_default();
-    ContainerStats {
-        attributes: Some(ContainerAttributes {
+    let attributes = container.read(|record| {
+        let config = record.config.as_ref();
+        ContainerAttributes {
             id: container.id.clone(),
-            metadata: config.metadata,
-            labels: config.labels,
-            annotations: config.annotations,
-        }),
-        ..ContainerStats::default()
-    }
+            metadata: config.and_then(|config| config.metadata.clone()),
+            labels: config.map(|config| config.labels.clone()).unwrap_or_default(),
+            annotations: config.map(|config| config.annotations.clone()).unwrap_or_default(),
+        }
+    });
+    ContainerStats { attributes: Some(attributes), ..ContainerStats::default() }
 }
 
 #[cfg(test)]
