@@ -1,5 +1,7 @@
 //! Create, start, exit and delete by the command line, with everything warm.
 
+use std::time::Duration;
+
 use anyhow::Result;
 
 use super::{Stage, tolerated};
@@ -13,6 +15,8 @@ use crate::report::{Figure, Unit};
 
 /// Runs before the clock matters.
 const WARM_UP: u32 = 5;
+/// What a side still does after its turn, such as clearing up or getting the next sandbox ready, does not disturb the next.
+const SETTLE: Duration = Duration::from_millis(50);
 /// How many such runs there are for one of what takes seconds.
 const RUNS_FACTOR: u32 = 20;
 
@@ -41,6 +45,7 @@ pub(super) fn measure(stage: &Stage<'_>) -> Result<Vec<Figure>> {
             (0, ..) => own(&ours),
             _ => anyhow::bail!("it is missing"),
         };
+        std::thread::sleep(SETTLE);
         time(&mut command)
     };
     let sides = ["sampan", "runc", "ctr"];

@@ -67,5 +67,6 @@ fn of(node: &Node<'_>, count: usize) -> Result<Memory> {
     let own = meter::pss_kib(&node.processes()?) - own;
     node.down_all(pods.into_iter().chain(first).collect(), AT_ONCE)?;
     let each = |kib: f64| kib / 1024.0 / count as f64;
-    Ok(Memory { all: each(all), own: each(own) })
+    // Pods give no memory back: then somebody else has, and nothing was measured.
+    Ok(Memory { all: if all > 0.0 { each(all) } else { f64::NAN }, own: each(own) })
 }
