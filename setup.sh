@@ -12,7 +12,7 @@ command -v apt-get >/dev/null || fail "this script knows Debian's apt-get only; 
 
 packages_build="build-essential pkg-config ca-certificates curl e2fsprogs"
 packages_image="docker-registry debootstrap"
-packages_test="$packages_image erofs-utils umoci nftables iptables iproute2 containernetworking-plugins attr libcap2-bin busybox-static xz-utils bsdutils procps util-linux python3"
+packages_test="$packages_image erofs-utils umoci skopeo nftables iptables iproute2 containernetworking-plugins attr libcap2-bin busybox-static xz-utils bsdutils procps util-linux python3"
 
 # Debian's docker-registry and podman start themselves; a test machine wants them quiet.
 install_packages() {

@@ -74,7 +74,7 @@ use sampan_sys::mount::{KeptMount, MountRoom};
 use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -323,10 +323,12 @@ impl ImageStore {
                 self.inner.catalog().cached(&image.id).into_iter().for_each(|layer| progress.send(layer));
                 Ok(image)
             }
-            // A directory may change at any time, and looking costs nothing; but it may also be gone.
-            (PullPolicy::IfNotPresent, Some(image), ImageSource::Layout { directory, .. }) if !directory.exists() => {
-                Ok(image)
-            }
+            // What is on this machine may change at any time, and looking costs little; but it may also be gone.
+            (
+                PullPolicy::IfNotPresent,
+                Some(image),
+                ImageSource::Layout { directory: path, .. } | ImageSource::Archive { file: path, .. },
+            ) if !path.exists() => Ok(image),
             _ => {
                 let origin = registry::Origin { source, credentials };
                 pull::pull_if_changed(&self.inner, origin, name, wanted, progress).await
@@ -362,6 +364,12 @@ impl ImageStore {
     pub async fn describe(&self, id: Digest) -> Result<Option<ImageSummary>, ImageError> {
         let inner = self.inner.clone();
         blocking("the image", move || Ok(inner.catalog().summary(&id, &inner.paths))).await
+    }
+
+    /// What the images of an archive of `docker save` are called.
+    pub async fn archive_names(&self, file: &Path) -> Result<Vec<String>, ImageError> {
+        let names = self.inner.client.inner().archive_names(file).await?;
+        Ok(names.iter().map(ToString::to_string).collect())
     }
 
     /// Removes a reference, and the image with its layers when nothing else needs them. An id removes all its references.

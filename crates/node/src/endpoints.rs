@@ -3,6 +3,7 @@
 //! | request | answer |
 //! |---|---|
 //! | `GET images`, `DELETE images?reference=R`, `POST images/pull` | the image store; a pull streams JSON lines |
+//! | `GET images/archive?file=F` | what the images in a file of `docker save` are called |
 //! | `image…`, `image-keys` | images in depth: [`image_index`] |
 //! | `GET host-check` | what this machine offers and lacks |
 //! | `GET stats/summary` | the kubelet's Summary |
@@ -53,6 +54,7 @@ impl Node {
         match (request.method(), parts.as_slice()) {
             (&Method::GET, ["images"]) => self.list_images().await,
             (&Method::DELETE, ["images"]) => self.remove_image(&wanted(&query, "reference")?).await,
+            (&Method::GET, ["images", "archive"]) => self.archive_names(&wanted(&query, "file")?).await,
             (&Method::POST, ["images", "pull"]) => self.pull_image(request).await,
             (&Method::GET, ["image"]) => {
                 let with_touches = query.get("touches").is_some_and(|value| value == "true");

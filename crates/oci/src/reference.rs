@@ -1,4 +1,4 @@
-//! What a person calls an image: a reference to a registry, or a directory in OCI image layout.
+//! What a person calls an image: a reference to a registry, a directory in OCI image layout, or an archive of `docker save`.
 //!
 //! Grammar and normalisation follow the distribution project's `reference` package: `nginx` means
 //! `docker.io/library/nginx:latest`; the part before the first `/` is a registry only if it has a dot, a colon or an upper-case
@@ -49,6 +49,8 @@ pub enum ReferenceError {
     },
     #[error("\"{}\" names no directory; write oci:/path/to/layout or oci:/path/to/layout:tag", Quote(.0))]
     NoLayoutDirectory(String),
+    #[error("\"{}\" names no file; write docker-archive:/path/to/file.tar or docker-archive:/path/to/file.tar:name:tag", Quote(.0))]
+    NoArchiveFile(String),
 }
 
 /// Where an image comes from.
@@ -60,12 +62,25 @@ pub enum ImageSource {
         directory: PathBuf,
         tag: Option<String>,
     },
+    /// What `docker save` wrote (`docker-archive:FILE[:REFERENCE]`); without a reference it must hold exactly one image. The
+    /// file's path has no colon.
+    Archive {
+        file: PathBuf,
+        name: Option<Reference>,
+    },
 }
 
 impl FromStr for ImageSource {
     type Err = ReferenceError;
 
     fn from_str(text: &str) -> Result<Self, ReferenceError> {
+        if let Some(archive) = text.strip_prefix("docker-archive:") {
+            let (file, name) = archive.split_once(':').map_or((archive, None), |(file, name)| (file, Some(name)));
+            if file.is_empty() {
+                return Err(ReferenceError::NoArchiveFile(text.to_owned()));
+            }
+            return Ok(Self::Archive { file: file.into(), name: name.map(str::parse).transpose()? });
+        }
         let Some(layout) = text.strip_prefix("oci:") else { return Ok(Self::Registry(text.parse()?)) };
         let (directory, tag) = match layout.rsplit_once(':') {
             Some((directory, tag)) if !tag.contains('/') => (directory, Some(tag)),
@@ -88,6 +103,8 @@ impl fmt::Display for ImageSource {
             Self::Registry(reference) => reference.fmt(out),
             Self::Layout { directory, tag: None } => write!(out, "oci:{}", directory.display()),
             Self::Layout { directory, tag: Some(tag) } => write!(out, "oci:{}:{tag}", directory.display()),
+            Self::Archive { file, name: None } => write!(out, "docker-archive:{}", file.display()),
+            Self::Archive { file, name: Some(name) } => write!(out, "docker-archive:{}:{name}", file.display()),
         }
     }
 }
@@ -380,9 +397,29 @@ mod tests {
         }
     }
 
+    #[test]
+    fn archives_have_a_file_and_perhaps_a_name() {
+        for (text, file, name) in [
+            ("docker-archive:/srv/a.tar", "/srv/a.tar", None),
+            ("docker-archive:/srv/a.tar:nginx", "/srv/a.tar", Some("docker.io/library/nginx:latest")),
+            ("docker-archive:/srv/a.tar:x.io:5000/b/c:v1", "/srv/a.tar", Some("x.io:5000/b/c:v1")),
+        ] {
+            let source: ImageSource = text.parse().unwrap();
+            let name = name.map(|name| name.parse::<Reference>().unwrap());
+            assert_eq!(source, ImageSource::Archive { file: file.into(), name });
+            assert_eq!(source.to_string().parse::<ImageSource>().unwrap(), source);
+        }
+        check(
+            "docker-archive:",
+            expect![[
+                r#""docker-archive:" names no file; write docker-archive:/path/to/file.tar or docker-archive:/path/to/file.tar:name:tag"#
+            ]],
+        );
+    }
+
     proptest! {
         #[test]
-        fn any_text_is_normalised_or_refused(text in "[a-zA-Z0-9:/@._\\[\\]-]{0,60}|\\PC{0,40}") {
+        fn any_text_is_normalised_or_refused(text in "((docker-archive|oci):)?([a-zA-Z0-9:/@._\\[\\]-]{0,60}|\\PC{0,40})") {
             if let Ok(source) = text.parse::<ImageSource>() {
                 let again: ImageSource = source.to_string().parse().unwrap();
                 prop_assert_eq!(again, source);

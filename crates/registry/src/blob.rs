@@ -190,10 +190,12 @@ impl BlobReader {
     }
 }
 
-/// A blob's file in an image layout.
+/// A blob in a file: of an image layout, or of an archive.
 pub(crate) struct LayoutFile {
     pub(crate) path: PathBuf,
     pub(crate) file: File,
+    /// Where in the file it begins.
+    pub(crate) start: u64,
     pub(crate) size: u64,
 }
 
@@ -208,7 +210,7 @@ impl LayoutFile {
         let length = usize::try_from(range.end.saturating_sub(range.start)).unwrap_or(0);
         let mut bytes = Vec::with_capacity(length);
         while bytes.len() < length {
-            let at = range.start.saturating_add(bytes.len() as u64);
+            let at = self.start.saturating_add(range.start).saturating_add(bytes.len() as u64);
             let spare = rustix::buffer::spare_capacity(&mut bytes);
             match rustix::io::pread(&self.file, spare, at) {
                 Ok(0) => break,

@@ -1,4 +1,4 @@
-//! The client: one face for registries, their mirrors, and image layouts.
+//! The client: one face for registries, their mirrors, image layouts, and archives.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
@@ -14,7 +14,8 @@ use sampan_oci::manifest::{Descriptor, Document, Index, Manifest, ManifestError}
 use sampan_oci::platform::Platform;
 use sampan_oci::reference::{ImageSource, Reference};
 
-use crate::blob::BlobReader;
+use crate::archive::{Archive, ResolveError};
+use crate::blob::{BlobReader, LayoutFile};
 use crate::config::RegistryConfig;
 use crate::credentials::{Credentials, Login};
 use crate::error::{FetchError, LayoutError, Site};
@@ -50,6 +51,8 @@ pub struct Resolved {
     pub manifest_bytes: Bytes,
     pub config: ImageConfig,
     pub config_bytes: Bytes,
+    /// What the archive that it comes from calls it.
+    pub name: Option<Reference>,
 }
 
 impl RegistryClient {
@@ -71,7 +74,21 @@ impl RegistryClient {
                 let index = find_in_layout(source, directory, tag.as_deref())?;
                 first_digest(source, &index)
             }
+            ImageSource::Archive { .. } => {
+                let resolved = self.resolve(source, &Platform::host(), credentials).await?;
+                Ok(resolved.digest)
+            }
         }
+    }
+
+    /// What the images of an archive of `docker save` are called.
+    pub async fn archive_names(&self, file: &Path) -> Result<Vec<Reference>, FetchError> {
+        let source = ImageSource::Archive { file: file.to_owned(), name: None };
+        let path = file.to_owned();
+        let names = in_archive(&source, move || {
+            Archive::open(&path).and_then(|archive| archive.names()).map_err(ResolveError::Archive)
+        });
+        names.await
     }
 
     /// Finds the image for `platform`: its manifest and configuration, checked against each other and their digests.
@@ -103,6 +120,11 @@ impl RegistryClient {
                 let digest = first_digest(source, &index)?;
                 documents.resolve(source, platform, digest, entry.digest, bytes, Some(entry.media_type)).await
             }
+            ImageSource::Archive { file, name } => {
+                let (file, name, platform) = (file.clone(), name.clone(), platform.clone());
+                let resolve = move || Archive::open(&file)?.resolve(name.as_ref(), &platform);
+                in_archive(source, resolve).await
+            }
         }
     }
 
@@ -119,11 +141,9 @@ impl RegistryClient {
                 let attempt = |repository| BlobReader::open(transfer(repository, blob));
                 self.first_answer(reference, credentials, attempt).await
             }
-            ImageSource::Layout { directory, .. } => {
-                let file = Layout::open(directory).and_then(|layout| layout.blob(blob));
-                let file = file.map_err(|error| layout_error(source, error))?;
-                let site = Arc::new(Site { host: directory.display().to_string(), image: source.to_string() });
-                Ok(BlobReader::open_file(site, file, blob.digest, blob.size))
+            ImageSource::Layout { directory, .. } => Ok(reader(source, layout_blob(source, directory, blob)?, blob)),
+            ImageSource::Archive { file, name } => {
+                Ok(reader(source, archive_blob(source, file, name, blob).await?, blob))
             }
         }
     }
@@ -151,12 +171,10 @@ impl RegistryClient {
                 self.first_answer(reference, credentials, attempt).await
             }
             ImageSource::Layout { directory, .. } => {
-                let file = Layout::open(directory).and_then(|layout| layout.blob(blob));
-                let file = file.map_err(|error| layout_error(source, error))?;
-                let path = file.path.clone();
-                let read = tokio::task::spawn_blocking(move || file.read_range(range)).await;
-                let read = read.unwrap_or_else(|error| Err(std::io::Error::other(error)));
-                read.map(Bytes::from).map_err(|error| layout_error(source, LayoutError::Read { path, source: error }))
+                read_file(source, layout_blob(source, directory, blob)?, range).await
+            }
+            ImageSource::Archive { file, name } => {
+                read_file(source, archive_blob(source, file, name, blob).await?, range).await
             }
         }
     }
@@ -179,12 +197,9 @@ impl RegistryClient {
                 let attempt = |repository| RangedBlob::open(transfer(repository, blob), first.clone());
                 self.first_answer(reference, credentials, attempt).await
             }
-            ImageSource::Layout { directory, .. } => {
-                let file = Layout::open(directory).and_then(|layout| layout.blob(blob));
-                let file = file.map_err(|error| layout_error(source, error))?;
-                let blob = RangedBlob::of_file(&source.to_string(), file);
-                let stream = blob.stream(first);
-                Ok((blob, stream))
+            ImageSource::Layout { directory, .. } => Ok(ranged(source, layout_blob(source, directory, blob)?, first)),
+            ImageSource::Archive { file, name } => {
+                Ok(ranged(source, archive_blob(source, file, name, blob).await?, first))
             }
         }
     }
@@ -301,7 +316,8 @@ impl Documents<'_> {
             let config = ImageConfig::parse(&config_bytes)
                 .map_err(|error| FetchError::Config { image: source.to_string(), source: Box::new(error) })?;
             manifest.check_config(&config, platform).map_err(fail)?;
-            return Ok(Resolved { digest, manifest_digest, manifest, manifest_bytes: bytes, config, config_bytes });
+            let (manifest_bytes, name) = (bytes, None);
+            return Ok(Resolved { digest, manifest_digest, manifest, manifest_bytes, config, config_bytes, name });
         }
         Err(fail(ManifestError::TooDeep))
     }
@@ -321,6 +337,54 @@ impl Documents<'_> {
             }
         }
     }
+}
+
+fn layout_blob(source: &ImageSource, directory: &Path, blob: &Descriptor) -> Result<LayoutFile, FetchError> {
+    let file = Layout::open(directory).and_then(|layout| layout.blob(blob));
+    file.map_err(|error| layout_error(source, error))
+}
+
+async fn archive_blob(
+    source: &ImageSource,
+    file: &Path,
+    name: &Option<Reference>,
+    blob: &Descriptor,
+) -> Result<LayoutFile, FetchError> {
+    let (file, name, blob) = (file.to_owned(), name.clone(), blob.clone());
+    in_archive(source, move || Archive::open(&file)?.blob(name.as_ref(), &blob)).await
+}
+
+fn reader(source: &ImageSource, file: LayoutFile, blob: &Descriptor) -> BlobReader {
+    let site = Arc::new(Site { host: file.path.display().to_string(), image: source.to_string() });
+    BlobReader::open_file(site, file, blob.digest, blob.size)
+}
+
+async fn read_file(source: &ImageSource, file: LayoutFile, range: Range<u64>) -> Result<Bytes, FetchError> {
+    let path = file.path.clone();
+    let read = tokio::task::spawn_blocking(move || file.read_range(range)).await;
+    let read = read.unwrap_or_else(|error| Err(std::io::Error::other(error)));
+    read.map(Bytes::from).map_err(|error| layout_error(source, LayoutError::Read { path, source: error }))
+}
+
+fn ranged(source: &ImageSource, file: LayoutFile, first: Range<u64>) -> (RangedBlob, RangeStream) {
+    let blob = RangedBlob::of_file(&source.to_string(), file);
+    let stream = blob.stream(first);
+    (blob, stream)
+}
+
+/// Runs work on an archive, which may be large, off the async threads.
+async fn in_archive<T: Send + 'static>(
+    source: &ImageSource,
+    work: impl FnOnce() -> Result<T, ResolveError> + Send + 'static,
+) -> Result<T, FetchError> {
+    let image = source.to_string();
+    // The runtime ends.
+    let Ok(result) = tokio::task::spawn_blocking(work).await else { return Err(FetchError::Cancelled { image }) };
+    result.map_err(|error| match error {
+        ResolveError::Archive(error) => FetchError::Archive { image, source: Box::new(error) },
+        ResolveError::Manifest(error) => FetchError::Manifest { image, source: Box::new(error) },
+        ResolveError::Config(error) => FetchError::Config { image, source: Box::new(error) },
+    })
 }
 
 fn find_in_layout(source: &ImageSource, directory: &Path, tag: Option<&str>) -> Result<Index, FetchError> {

@@ -7,9 +7,11 @@ use std::time::Duration;
 
 use sampan_oci::config::ConfigError;
 use sampan_oci::digest::Digest;
+use sampan_oci::layer::ReadError;
 use sampan_oci::manifest::ManifestError;
 use sampan_oci::quote::Quote;
 
+use crate::archive::TooManyMembers;
 use crate::credentials::CredentialsError;
 
 /// Whether trying again can help.
@@ -130,6 +132,12 @@ pub enum FetchError {
         #[source]
         source: Box<LayoutError>,
     },
+    #[error("cannot use {image}")]
+    Archive {
+        image: String,
+        #[source]
+        source: Box<ArchiveError>,
+    },
     #[error("cannot fetch {image}: the range {start}..{end} is not inside a blob of {size} bytes or asks for too much")]
     BadRange { image: String, start: u64, end: u64, size: u64 },
     #[error("fetching {image} was cancelled")]
@@ -211,6 +219,45 @@ pub enum LayoutError {
     #[error("{} holds several images; name one as oci:{}:TAG, where TAG is one of {}", .directory.display(), .directory.display(), tags(.offered))]
     TagNeeded { directory: PathBuf, offered: Vec<String> },
     #[error("{} holds no image; copy one into it", .0.display())]
+    Empty(PathBuf),
+}
+
+/// Why an archive of `docker save` cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ArchiveError {
+    #[error("the path {} of the archive is relative; write it from / on", .0.display())]
+    Relative(PathBuf),
+    #[error("{} cannot be read", .path.display())]
+    Read {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("{} is no archive of images, or it is damaged; write one with \"docker save\" or \"podman save\"", .path.display())]
+    Damaged {
+        path: PathBuf,
+        #[source]
+        source: Box<ReadError<TooManyMembers>>,
+    },
+    #[error("{} is no archive of images (it has no manifest.json); write one with \"docker save\", or \"podman save --format docker-archive\"", .0.display())]
+    NotAnArchive(PathBuf),
+    #[error("the manifest.json of {} is not valid; save the image again", .path.display())]
+    Json {
+        path: PathBuf,
+        #[source]
+        source: serde_json::Error,
+    },
+    #[error("{} has no file {}, which its manifest names; save the image again", .path.display(), Quote(.member))]
+    NoMember { path: PathBuf, member: String },
+    #[error("{} in {} has more than the {limit} bytes allowed; the archive is damaged", Quote(.member), .path.display())]
+    TooLarge { path: PathBuf, member: String, limit: usize },
+    #[error("layer {member} in {} has {actual} bytes, not {expected}; the archive has changed, try again", .path.display())]
+    Size { path: PathBuf, member: String, expected: u64, actual: u64 },
+    #[error("{} has no image \"{}\"; it has {}", .path.display(), Quote(.name), tags(.offered))]
+    NoSuchName { path: PathBuf, name: String, offered: Vec<String> },
+    #[error("{} holds several images; name one as docker-archive:{}:NAME, where NAME is one of {}", .path.display(), .path.display(), tags(.offered))]
+    NameNeeded { path: PathBuf, offered: Vec<String> },
+    #[error("{} holds no image; save one into it", .0.display())]
     Empty(PathBuf),
 }
 

@@ -94,7 +94,7 @@ impl<'a> Layout<'a> {
         if actual != descriptor.size {
             return Err(LayoutError::Size { path, expected: descriptor.size, actual });
         }
-        Ok(LayoutFile { path, file, size: actual })
+        Ok(LayoutFile { path, file, start: 0, size: actual })
     }
 
     fn path(&self, digest: &Digest) -> PathBuf {

@@ -75,5 +75,14 @@ pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(30);
 /// One read of a layout's blob file.
 pub const FILE_CHUNK_BYTES: usize = 1 << 20;
 
+/// Files that an archive of images may have: three a layer, in the oldest form.
+pub const ARCHIVE_MEMBERS_MAX: usize = 1 << 16;
+
+/// Links that are followed from a name in an archive to its file.
+pub const ARCHIVE_LINKS_MAX: usize = 8;
+
+/// One read while an archive's headers are looked for.
+pub const ARCHIVE_READ_BYTES: usize = 16 << 10;
+
 const _: () = assert!(PART_BYTES * PARTS_IN_FLIGHT as u64 <= 64 << 20, "one blob reader must stay below 64 MiB");
 const _: () = assert!(CHUNK_BYTES_MIN as u64 <= PART_BYTES);

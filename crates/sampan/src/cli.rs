@@ -72,6 +72,8 @@ pub(crate) enum Command {
     Timeline(commands::timeline::TimelineArgs),
     /// Fetch an image ahead of its first run.
     Pull(commands::pull::PullArgs),
+    /// Load the images of an archive that docker save wrote.
+    Load(commands::load::LoadArgs),
     /// List the images on this machine.
     Images(commands::images::ImagesArgs),
     /// Remove images from this machine.

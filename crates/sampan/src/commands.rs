@@ -10,6 +10,7 @@ pub(crate) mod host_check;
 pub(crate) mod image;
 pub(crate) mod images;
 pub(crate) mod inspect;
+pub(crate) mod load;
 pub(crate) mod logs;
 mod node;
 pub(crate) mod port_forward;
@@ -64,6 +65,7 @@ pub(crate) async fn execute(command: Command, context: &Context) -> Result<i32, 
         Command::Timeline(args) => timeline::execute(&args, context).await,
         Command::Pull(args) => pull::execute(&args, context).await,
         Command::Images(args) => images::execute(&args, context).await,
+        Command::Load(args) => load::execute(&args, context).await,
         Command::Rmi(args) => rmi::execute(&args, context).await,
         Command::Image { command } => image::execute(command, context).await,
         Command::Host { command: HostCommand::Check(args) } => host_check::execute(&args, context).await,

@@ -1,8 +1,9 @@
 //! Image kinds that must run.
 
 use std::fs;
+use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use sampan_e2e::fixtures::registry::LOGIN;
 use sampan_e2e::fixtures::{Flavour, Registry, busybox, variants};
 use sampan_e2e::service::Service;
@@ -76,6 +77,41 @@ pub(crate) fn a_layout_directory_is_an_image(service: &Service) -> Result<()> {
     }
     service.sampan(["run", "--rm", "oci:./layout:other", "true"]).finish()?.fails_with(125, &["other", "tagged"])?;
     service.sampan(["run", "--rm", "oci:./nothing", "true"]).finish()?.fails_with(125, &["oci:./nothing"])
+}
+
+/// Archives by a program that others wrote: one of a single image, one without a name, and standard input.
+pub(crate) fn a_saved_archive_is_loaded(service: &Service) -> Result<()> {
+    let folder = service.work().join("to-save");
+    fs::create_dir(&folder)?;
+    variants::docker()?.write_layout(&folder, "tagged")?;
+    let save = |file: &str, name: &str| -> Result<()> {
+        let path = service.work().join(file);
+        let mut skopeo = Command::new("skopeo");
+        skopeo.args(["--insecure-policy", "copy", "--quiet", &format!("oci:{}:tagged", folder.display())]);
+        let saved = skopeo.arg(format!("docker-archive:{}{name}", path.display())).output();
+        let saved = saved.context("run skopeo, which ./test.sh installs")?;
+        ensure!(saved.status.success(), "skopeo: {}", String::from_utf8_lossy(&saved.stderr));
+        Ok(())
+    };
+    save("named.tar", ":example.test/saved:1")?;
+    save("nameless.tar", "")?;
+    let loaded = service.sampan(["load", "--quiet", "--input", "named.tar"]).ok()?;
+    assert!(loaded.starts_with("loaded example.test/saved:1 sha256:"), "{loaded}");
+    // Its registry does not exist: nobody is asked.
+    assert_eq!(run(service, "example.test/saved:1", "echo loaded")?, "loaded");
+    let archive = fs::read(service.work().join("named.tar"))?;
+    let again = service.sampan(["load", "--quiet"]).input(archive.clone()).ok()?;
+    assert_eq!(again, loaded);
+    assert_eq!(run(service, "docker-archive:./nameless.tar", "echo $((1 + 1))")?, "2");
+    let images = service.sampan(["images", "--quiet"]).ok()?;
+    assert!(images.lines().any(|image| image == "example.test/saved:1"), "{images}");
+    fs::write(service.work().join("cut.tar"), &archive[..archive.len() / 2])?;
+    service.sampan(["load", "--input", "cut.tar"]).finish()?.fails_with(1, &["cut.tar"])?;
+    service.sampan(["load", "--input", "none.tar"]).finish()?.fails_with(1, &["none.tar", "docker save"])?;
+    service
+        .sampan(["run", "--rm", "docker-archive:./named.tar:other", "true"])
+        .finish()?
+        .fails_with(125, &["other", "example.test/saved:1"])
 }
 
 pub(crate) fn a_registry_with_a_login_is_entered(service: &Service) -> Result<()> {

@@ -39,6 +39,7 @@ fn main() -> ExitCode {
             kinds::a_hundred_and_twenty_seven_layers_are_one,
             kinds::every_kind_of_entry_is_kept,
             kinds::a_layout_directory_is_an_image,
+            kinds::a_saved_archive_is_loaded,
             kinds::a_registry_with_a_login_is_entered,
             kinds::a_digest_names_an_image,
             published::a_published_index_is_used_by_those_who_trust_its_maker,

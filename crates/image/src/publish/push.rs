@@ -77,10 +77,10 @@ impl Publications {
                 ImageSource::Registry(reference) => {
                     Some(runtime.block_on(publications.push(reference, &image, &files))?)
                 }
-                ImageSource::Layout { .. } if cached.is_none() => {
+                ImageSource::Layout { .. } | ImageSource::Archive { .. } if cached.is_none() => {
                     return Err(PublishError::NoRegistry { reference: image.reference.clone() });
                 }
-                ImageSource::Layout { .. } => None,
+                ImageSource::Layout { .. } | ImageSource::Archive { .. } => None,
             };
             Ok(report(&image, files, pushed, cached))
         });

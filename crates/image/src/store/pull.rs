@@ -53,6 +53,9 @@ pub(super) async fn pull(
     progress: ProgressSender,
 ) -> Result<Arc<Image>, ImageError> {
     let resolved = inner.client.resolve(&origin, &inner.config.platform).await?;
+    // Whoever pulls an archive gets its image by its own name; a pod that names the archive must not rename what others use.
+    let own_name = resolved.name.as_ref().filter(|_| wanted == Wanted::Whole);
+    let name = own_name.map_or(name, ToString::to_string);
     inner.note_access(&origin)?;
     let id = resolved.manifest.config.digest;
     let tag = Tag { reference: name.clone(), source_digest: resolved.digest, since: jiff::Timestamp::now() };

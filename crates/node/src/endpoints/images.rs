@@ -36,6 +36,12 @@ impl Node {
         Ok(json_response(StatusCode::OK, &json!({"images": list})))
     }
 
+    /// What the images of an archive of `docker save` are called.
+    pub(super) async fn archive_names(&self, file: &str) -> Answer {
+        let names = self.services.images.archive_names(file.as_ref()).await.map_err(|error| refused(&error))?;
+        Ok(json_response(StatusCode::OK, &json!({"names": names})))
+    }
+
     pub(super) async fn remove_image(&self, reference: &str) -> Answer {
         let removed = self.services.images.remove(reference).await.map_err(|error| refused(&error))?;
         Ok(json_response(StatusCode::OK, &json!({"removed": removed.removed, "freedBytes": removed.freed_bytes})))

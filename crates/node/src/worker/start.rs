@@ -270,7 +270,9 @@ impl Fetch {
             );
             self.told(Kind::Warning, "FailedToRetrieveImagePullSecret", message).await;
         }
-        if self.policy == PullPolicy::IfNotPresent && !reference.starts_with("oci:") {
+        // What is in a file of this machine may have changed.
+        let is_local = reference.starts_with("oci:") || reference.starts_with("docker-archive:");
+        if self.policy == PullPolicy::IfNotPresent && !is_local {
             let present =
                 services.images.ensure_as(reference, PullPolicy::Never, credentials.clone(), ProgressSender::none());
             if let Ok(image) = self.timeline.measure("image", present).await {

@@ -118,6 +118,24 @@ impl LayerReader {
         Ok(())
     }
 
+    /// Bytes of a file's data that may be left out of the stream, for readers who want to know only what is in it.
+    pub fn skippable(&self) -> u64 {
+        match &self.state {
+            // The last byte goes the ordinary way, so that the file ends.
+            State::Data { remaining, .. } => remaining.saturating_sub(1),
+            _ => 0,
+        }
+    }
+
+    /// Says that the next `bytes` of the stream, at most [`skippable`](Self::skippable), were left out.
+    pub fn skip(&mut self, bytes: u64) {
+        let bytes = bytes.min(self.skippable());
+        if let State::Data { remaining, .. } = &mut self.state {
+            *remaining = remaining.saturating_sub(bytes);
+        }
+        self.offset = self.offset.saturating_add(bytes);
+    }
+
     /// Says that the stream has ended. Archives without their two blocks of zeros are common and accepted.
     pub fn finish(&self) -> Result<(), LayerError> {
         let what = match &self.state {

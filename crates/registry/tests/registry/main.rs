@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used, reason = "in a test nobody else can handle a failure")]
 
+mod archive;
 mod auth;
 mod blobs;
 mod docker_registry;

@@ -17,7 +17,8 @@ const EXAMPLES: &str = "\
 Examples:
   sampan pull debian:13                           from Docker Hub
   sampan pull localhost:5000/team/app:1.2         from another registry
-  sampan pull oci:./layout                        from an OCI layout directory";
+  sampan pull oci:./layout                        from an OCI layout directory
+  sampan pull docker-archive:./app.tar            from a file that docker save wrote";
 
 /// What to fetch.
 #[derive(Debug, Clone, Args)]
@@ -47,7 +48,7 @@ pub(crate) async fn pull(context: &Context, image: &str, always: bool) -> Result
     fetch(context, image, always, Mode::for_stderr()).await
 }
 
-async fn fetch(context: &Context, image: &str, always: bool, mode: Mode) -> Result<Value, Failure> {
+pub(super) async fn fetch(context: &Context, image: &str, always: bool, mode: Mode) -> Result<Value, Failure> {
     let node = node::name(context, image).await?;
     let policy = if always { "Always" } else { "IfNotPresent" };
     let request = json!({"reference": image, "policy": policy});

@@ -56,8 +56,9 @@ pub(crate) struct Choice {
 /// Chooses. An image whose missing layers are small altogether is pulled: that takes no longer than its readers would wait.
 pub(crate) async fn plan(inner: &Arc<Inner>, wanted: &WantedImage) -> Choice {
     let nothing = Choice { plans: Vec::new(), published: None };
-    // A directory is as near as the cache, and may be gone in a moment.
-    if !inner.lazy.is_possible() || matches!(wanted.source, ImageSource::Layout { .. }) {
+    // A file is as near as the cache, and may be gone in a moment.
+    let is_near = matches!(wanted.source, ImageSource::Layout { .. } | ImageSource::Archive { .. });
+    if !inner.lazy.is_possible() || is_near {
         return nothing;
     }
     let layers = || wanted.layers.iter().zip(&wanted.diff_ids);

@@ -138,13 +138,16 @@ fn container(args: &RunArgs, surroundings: &Surroundings) -> Result<Value, Failu
     Ok(container)
 }
 
-/// A registry's reference as it is, `oci:DIR[:TAG]` with its directory made absolute.
+/// A registry's reference as it is, `oci:DIR[:TAG]` and `docker-archive:FILE[:NAME]` with their paths made absolute.
 pub(crate) fn image_reference(image: &str, surroundings: &Surroundings) -> Result<String, Failure> {
     if image.starts_with('-') {
         return Err(Failure::explain(image, "there is no such option", "see: sampan run --help"));
     }
     if image.trim().is_empty() {
         return Err(Failure::explain("run", "the image's name is empty", "name one, such as debian:13"));
+    }
+    if let Some(archive) = image.strip_prefix("docker-archive:") {
+        return archive_reference(image, archive, surroundings);
     }
     let Some(layout) = image.strip_prefix("oci:") else { return Ok(image.to_owned()) };
     let is_layout = |directory: &Path| directory.join("index.json").is_file();
@@ -163,6 +166,24 @@ pub(crate) fn image_reference(image: &str, surroundings: &Surroundings) -> Resul
     }
     let directory = directory.canonicalize().unwrap_or(directory);
     Ok(format!("oci:{}{}", utf8(&directory, "oci:")?, tag.map(|tag| format!(":{tag}")).unwrap_or_default()))
+}
+
+fn archive_reference(image: &str, archive: &str, surroundings: &Surroundings) -> Result<String, Failure> {
+    let (file, name) = archive.split_once(':').map_or((archive, None), |(file, name)| (file, Some(name)));
+    let path = surroundings.directory.join(file);
+    if !path.is_file() {
+        return Err(Failure::explain(
+            image,
+            format_args!("there is no file {}", path.display()),
+            "name the file that docker save or podman save wrote",
+        ));
+    }
+    let path = path.canonicalize().unwrap_or(path);
+    let path = utf8(&path, "docker-archive:")?;
+    if path.contains(':') {
+        return Err(Failure::explain(image, "its path has a colon, after which a name is expected", "move the file"));
+    }
+    Ok(format!("docker-archive:{path}{}", name.map(|name| format!(":{name}")).unwrap_or_default()))
 }
 
 /// Kubernetes replaces `$(NAME)` in commands and variables, and `$$` by `$`; docker's users expect neither.
