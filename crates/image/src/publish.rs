@@ -26,6 +26,7 @@ mod local_pack;
 mod pack_reader;
 mod place;
 mod push;
+mod tally;
 #[cfg(test)]
 mod tests;
 
@@ -39,6 +40,8 @@ use crate::trace::TraceStore;
 use cache::IndexCache;
 use sampan_registry::RegistryClient;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tally::Tally;
 
 /// What is published about images, both ways. Cheap to clone.
 #[derive(Clone)]
@@ -49,6 +52,7 @@ pub struct Publications {
     traces: TraceStore,
     /// Where packs that were made here are kept.
     packs: PathBuf,
+    tally: Arc<Tally>,
 }
 
 impl Publications {
@@ -61,6 +65,7 @@ impl Publications {
             keys: KeyRing::new(data_dir),
             traces: TraceStore::new(&images),
             packs: images.join("packs"),
+            tally: Arc::default(),
         }
     }
 
@@ -70,6 +75,10 @@ impl Publications {
 
     pub fn traces(&self) -> &TraceStore {
         &self.traces
+    }
+
+    pub(crate) fn tally(&self) -> &Tally {
+        &self.tally
     }
 }
 

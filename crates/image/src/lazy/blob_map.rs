@@ -99,6 +99,12 @@ impl BlobMap {
         ranges
     }
 
+    /// Where in the stream the content ends that a byte of the blob belongs to.
+    pub(crate) fn stream_end_of(&self, blob: u64) -> Option<u64> {
+        let content = self.places.partition_point(|place| place.blob + place.blob_bytes <= blob);
+        self.places.get(content).map(|place| place.stream + place.stream_bytes)
+    }
+
     /// From the first to the last byte of a content that stands in a part of the blob.
     fn within_of(&self, content: usize, blob: Range<u64>) -> Range<u64> {
         let Some(place) = self.places.get(content) else { return 0..0 };

@@ -9,7 +9,7 @@
 
 use super::blob_map::BlobMap;
 use super::decode::compressed_range;
-use super::limits::{GAP_BYTES_MAX, STRETCH_BYTES_MAX};
+use super::limits::{AHEAD_SPANS, FILE_REST_BYTES_MAX, GAP_BYTES_MAX, NEAR_SPANS, STRETCH_BYTES_MAX};
 use super::traffic::Class;
 use crate::index::LayerIndex;
 use std::collections::BTreeMap;
@@ -42,7 +42,38 @@ pub(crate) fn stretches(index: &LayerIndex, map: &BlobMap, blob: Range<u64>) -> 
     stretches
 }
 
+/// A stretch that a reader waits for, with what he will probably want next: the rest of his file if that is little, and a
+/// little more of the layer if he has been reading just before it. It comes in the same request, behind what he waits for.
+pub(crate) fn widened(
+    index: &LayerIndex,
+    map: &BlobMap,
+    stretch: Range<usize>,
+    blob: u64,
+    is_here: impl Fn(usize) -> bool,
+) -> Range<usize> {
+    let mut end = stretch.end;
+    if let Some(file_end) = map.stream_end_of(blob) {
+        let rest = stretch.start..index.spans.partition_point(|span| span.stream_offset < file_end);
+        let bytes = compressed_range(index, &rest);
+        if bytes.end.saturating_sub(bytes.start) <= FILE_REST_BYTES_MAX {
+            end = end.max(rest.end);
+        }
+    }
+    if (stretch.start.saturating_sub(NEAR_SPANS)..stretch.start).any(&is_here) {
+        end = end.max(stretch.end + AHEAD_SPANS).min(index.spans.len());
+    }
+    let end = (stretch.end..end).find(|span| is_here(*span)).unwrap_or(end);
+    stretch.start..end
+}
+
 impl Book {
+    /// Whether a stretch is fetched, or going to be, whoever asks for it.
+    pub(crate) fn foresees(&self, stretch: &Range<usize>) -> bool {
+        let covers = |other: &Range<usize>| other.start <= stretch.start && stretch.end <= other.end;
+        let holder = self.wanted.range(..=stretch.start).next_back();
+        self.running.iter().any(covers) || holder.is_some_and(|(start, wanted)| covers(&(*start..wanted.end)))
+    }
+
     /// Enters a stretch; whether a transfer for it is to be started.
     pub(crate) fn want(&mut self, stretch: Range<usize>, class: Class) -> bool {
         let covers = |other: &Range<usize>| other.start <= stretch.start && stretch.end <= other.end;
@@ -159,6 +190,48 @@ mod tests {
         assert_eq!(found(65536..65536 + 4096), [(0, 2)], "64 to 128 KiB of the file");
         assert_eq!(found(131_072..131_072 + 4096), [(1, 2)]);
         assert_eq!(found(0..map.blob_bytes()), [(0, 20)]);
+    }
+
+    #[test]
+    fn a_reader_gets_the_rest_of_a_small_file_and_more_of_what_he_reads_on() {
+        // A file of 10 spans, one of 390.
+        let mut index = index(400);
+        let first = 10 * 100 * 1024 - 512;
+        let contents = [(512, first), (512 + first, 390 * 100 * 1024)];
+        index.tree.contents =
+            contents.map(|(stream_offset, size)| Content { stream_offset, size, segments: None }).into();
+        let map = BlobMap::new(&index.tree.contents);
+        let second = map.place(1).unwrap().blob;
+        let wide = |stretch: Range<usize>, blob: u64, here: &[usize]| {
+            widened(&index, &map, stretch, blob, |span| here.contains(&span))
+        };
+        assert_eq!(wide(3..4, 400_000, &[]), 3..10, "the rest of the first file");
+        assert_eq!(wide(3..4, 400_000, &[7]), 3..7, "up to what is here");
+        assert_eq!(wide(50..52, second + 4_000_000, &[]), 50..52, "the rest of the second one is large");
+        assert_eq!(wide(50..52, second + 4_000_000, &[46]), 50..54, "one reads on");
+        assert_eq!(wide(50..52, second + 4_000_000, &[45, 51, 52]), 50..52);
+        assert_eq!(wide(50..52, second + 4_000_000, &[49, 53]), 50..53);
+        let tail = FILE_REST_BYTES_MAX / (40 * 1024);
+        assert_eq!(wide(399..400, map.blob_bytes() - 1, &[398]), 399..400);
+        let from = 400 - tail as usize;
+        assert_eq!(
+            wide(from..from + 1, map.blob_bytes() - tail * 100 * 1024 + 1, &[]),
+            from..400,
+            "its end is small again"
+        );
+    }
+
+    #[test]
+    fn what_is_wanted_or_under_way_is_foreseen() {
+        let index = index(20);
+        let mut book = Book::default();
+        assert!(!book.foresees(&(3..4)));
+        book.want(3..6, Class::Prefetch);
+        assert!(book.foresees(&(4..6)) && !book.foresees(&(4..7)) && !book.foresees(&(2..4)));
+        let taken = book.take(&index, 4, Class::Demand).unwrap();
+        assert!(book.foresees(&(4..6)));
+        book.done(&taken);
+        assert!(!book.foresees(&(4..6)));
     }
 
     #[test]

@@ -15,12 +15,13 @@
 use super::blob_map::BlobMap;
 use super::compressed::CompressedCache;
 use super::decode::{Records, Stretch, compressed_range};
-use super::demand::{Book, stretches};
+use super::demand::{Book, stretches, widened};
 use super::error::LazyError;
 use super::event::{LayerEvent, Report};
-use super::limits::{CORRUPT_MAX, DEADLINE_TICK, LAYER_DEMAND_AT_ONCE, PACK_PATIENCE};
+use super::limits::{CORRUPT_MAX, DEADLINE_TICK, LAYER_DEMAND_AT_ONCE, PACK_PATIENCE, START_MAX};
 use super::pages::PageCache;
 use super::partial_file::{Answer, PartialFile};
+use super::records::RecordsAhead;
 use super::remote::{Remote, retry_backoff};
 use super::source::RecordSource;
 use super::state::ReadBy;
@@ -84,11 +85,13 @@ pub(crate) struct LazyLayer {
     record_starts: Vec<u64>,
     layout: StreamLayout,
     map: BlobMap,
-    records: Arc<dyn RecordSource>,
+    records: RecordsAhead,
     pub(crate) remote: Remote,
     pub(crate) pages: PageCache,
     pub(crate) compressed: CompressedCache,
     touches: Touches,
+    /// When it began to arrive, unless an earlier process saw that.
+    begun: OnceLock<Instant>,
     state: Mutex<State>,
     closed: watch::Sender<bool>,
     /// The whole blob, once it is complete and was compared.
@@ -165,6 +168,8 @@ impl LazyLayer {
         for span in &index.spans {
             record_starts.push(record_starts.last().unwrap_or(&0) + u64::from(span.record_bytes));
         }
+        let records_end = record_starts.last().copied().unwrap_or(front_end);
+        let records = RecordsAhead::new(records, records_end);
         let touches = Touches::new(pages.bytes() / BLOCK_BYTES);
         Arc::new_cyclic(|me| Self {
             me: me.clone(),
@@ -181,6 +186,7 @@ impl LazyLayer {
             pages,
             compressed,
             touches,
+            begun: OnceLock::new(),
             state: Mutex::default(),
             closed: watch::Sender::new(false),
             finished: OnceLock::new(),
@@ -205,6 +211,12 @@ impl LazyLayer {
 
     pub(crate) fn surroundings(&self) -> &Surroundings {
         &self.around
+    }
+
+    /// Says that whoever reads it from now on is starting.
+    pub(crate) fn begins(&self) {
+        // Those who began it before began the same start.
+        self.begun.set(Instant::now()).ok();
     }
 
     pub(crate) fn touched(&self) -> Vec<(u64, u32)> {
@@ -296,7 +308,11 @@ impl LazyLayer {
     /// Enters what is needed for `pages`; new transfers go into `seeds`.
     fn enter(&self, state: &mut State, pages: Range<u64>, class: Class, seeds: &mut Vec<usize>) {
         let blob = pages.start * BLOCK_BYTES..pages.end * BLOCK_BYTES;
-        for stretch in stretches(&self.index, &self.map, blob) {
+        for mut stretch in stretches(&self.index, &self.map, blob.clone()) {
+            if class == Class::Demand && !state.book.foresees(&stretch) {
+                let is_here = |span: usize| self.compressed.has(&compressed_range(&self.index, &(span..span + 1)));
+                stretch = widened(&self.index, &self.map, stretch, blob.end - 1, is_here);
+            }
             let seed = stretch.start;
             if state.book.want(stretch, class) {
                 seeds.push(seed);
@@ -431,13 +447,18 @@ impl LazyLayer {
         let layer = self.index.layer_digest;
         let start = |span: usize| self.record_starts.get(span).copied().unwrap_or_default();
         let range = start(stretch.start)..start(stretch.end);
-        let bytes = self.records.read(range.clone()).await.map_err(|source| LazyError::Records { layer, source })?;
+        let read = self.records.read(range.clone());
+        let bytes = read.await.map_err(|source| LazyError::Records { layer, source })?;
         let records = stretch.clone().map(|span| {
             let (from, to) = (start(span) - range.start, start(span + 1) - range.start);
             let record = bytes.get(from as usize..to as usize).unwrap_or_default();
             decode(self, span, record).map_err(|source| LazyError::Index { layer, source })
         });
-        records.collect()
+        let records: Result<Vec<R>, LazyError> = records.collect();
+        if records.is_err() {
+            self.records.forget(&range);
+        }
+        records
     }
 
     /// Enters how a stretch ended, and what is to be done for those who still wait.
@@ -567,6 +588,9 @@ impl PartialFile for LazyLayer {
         }
         self.pages.file().read_exact_at(into, offset)?;
         self.around.traffic.counters.hits.fetch_add(1, Ordering::Relaxed);
+        if self.begun.get().is_some_and(|begun| begun.elapsed() < START_MAX) {
+            self.around.traffic.expect_readers();
+        }
         Ok(Some(bytes))
     }
 

@@ -17,6 +17,9 @@ pub(crate) const PREFETCH_PAUSE_MAX: Duration = Duration::from_millis(500);
 /// How long readers must have been quiet before the background goes on, and how long it is held back at most.
 pub(crate) const BACKGROUND_QUIET: Duration = Duration::from_secs(3);
 pub(crate) const BACKGROUND_PAUSE_MAX: Duration = Duration::from_secs(10);
+/// How long after its beginning what is read of an image counts as its start: the background waits for readers who find what
+/// they read, too.
+pub(crate) const START_MAX: Duration = Duration::from_secs(20);
 /// Bytes of the compressed layer that the background asks for at a time, and how many of those ahead of what it unpacks.
 pub(crate) const BACKGROUND_PART_BYTES: u64 = 4 << 20;
 pub(crate) const BACKGROUND_PARTS_AHEAD: usize = 2;
@@ -29,6 +32,14 @@ pub(crate) const HURRY_TICK: Duration = Duration::from_millis(50);
 pub(crate) const GAP_BYTES_MAX: u64 = 32 << 10;
 /// Compressed bytes of one transfer that was merged from several wishes.
 pub(crate) const STRETCH_BYTES_MAX: u64 = 4 << 20;
+/// A reader who misses a part of a file gets the rest of it in the same request if that is no more compressed bytes.
+pub(crate) const FILE_REST_BYTES_MAX: u64 = 2 << 20;
+/// One who reads on, with one of so many spans before his own here already, gets so many more.
+pub(crate) const NEAR_SPANS: usize = 4;
+pub(crate) const AHEAD_SPANS: usize = 2;
+/// Records that are read at a time, from the first that is wanted, and those of a layer that are kept for whoever wants them next.
+pub(crate) const RECORDS_READ_BYTES: u64 = 32 << 10;
+pub(crate) const RECORDS_KEPT_BYTES_MAX: u64 = 1 << 20;
 /// Bytes that go through the inflater at a time.
 pub(crate) const DECODE_BYTES: usize = 128 << 10;
 /// Pause before a failed piece is asked for again: the first, and the longest.

@@ -11,7 +11,7 @@ use super::partial_file::PartialFile;
 use super::records::FileRecords;
 use super::remote::Remote;
 use super::state::ReadBy;
-use super::traffic::Traffic;
+use super::traffic::{Class, Traffic};
 use crate::index::{LayerIndex, StreamLayout, front_range};
 use crate::store::registry::{Client, Origin};
 use crate::testing::registry::{Fault, Registry};
@@ -213,6 +213,24 @@ async fn every_byte_is_right_and_none_comes_twice() {
         assert!(read(&layer, 0, case.truth.blob.len()).unwrap() == case.truth.blob);
         assert_eq!(*case.events.lock().unwrap(), []);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn the_background_waits_for_a_start_that_finds_all_it_reads() {
+    let case = Case::new(13, Compression::Gzip).await;
+    let layer = case.layer(false);
+    let traffic = layer.surroundings().traffic.clone();
+    let held_back = || async {
+        let way = traffic.give_way(Class::Background, || false);
+        tokio::time::timeout(Duration::from_millis(10), way).await.is_err()
+    };
+    layer.accept(std::iter::once((0, &case.truth.blob[..4096]))).unwrap();
+    layer.read_present(0, &mut [0; 4096]).unwrap().unwrap();
+    assert!(!held_back().await, "it began long ago");
+    layer.begins();
+    assert!(!held_back().await, "nobody has read since");
+    layer.read_present(0, &mut [0; 4096]).unwrap().unwrap();
+    assert!(held_back().await);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

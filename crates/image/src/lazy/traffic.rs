@@ -46,6 +46,8 @@ pub(crate) struct Counters {
     pub(crate) demand_bytes: AtomicU64,
     pub(crate) prefetch_bytes: AtomicU64,
     pub(crate) background_bytes: AtomicU64,
+    /// Of layers that were pulled whole before they were used.
+    pub(crate) whole_bytes: AtomicU64,
     pub(crate) layers_completed: AtomicU64,
     pub(crate) layers_refused: AtomicU64,
 }

@@ -8,6 +8,7 @@ use super::cache::CacheEntry;
 use super::describe::{ARTIFACT_TYPE, Description, Subject, read_artifact};
 use super::pack_reader::SignedPack;
 use super::place::Place;
+use super::tally::{CountedRecords, Tally};
 use crate::index::{HEADER_BYTES, LayerIndex, front_range};
 use crate::lazy::source::{IndexSource, PackReader, PublishedImage, PublishedLayer, SourceError, Touch, WantedImage};
 use crate::limits::{FIND_MAX, INDEX_FRONT_STORED_BYTES_MAX, TRACE_STORED_BYTES_MAX};
@@ -48,7 +49,7 @@ impl Publications {
         if layers_without(wanted, &found).len() == wanted.layers.len() {
             return None;
         }
-        Some(fetch(wanted, found).await)
+        Some(fetch(wanted, found, &self.tally).await)
     }
 
     /// What the image's own repository says about it.
@@ -165,7 +166,7 @@ fn blob_of(description: &Description) -> Descriptor {
 }
 
 /// Brings front parts, the pack's head and the trace here, all at once. What cannot be had, or is not what was signed, is left out.
-async fn fetch(wanted: &WantedImage, found: Vec<Found>) -> PublishedImage {
+async fn fetch(wanted: &WantedImage, found: Vec<Found>, tally: &Arc<Tally>) -> PublishedImage {
     let image = wanted.source.to_string();
     let mut fronts = JoinSet::new();
     for (number, subject) in subjects(wanted).enumerate() {
@@ -173,19 +174,23 @@ async fn fetch(wanted: &WantedImage, found: Vec<Found>) -> PublishedImage {
         else {
             continue;
         };
-        fronts.spawn(async move { (number, front(&description, place).await) });
+        let tally = tally.clone();
+        fronts.spawn(async move { (number, front(&description, place, tally).await) });
     }
     let of_image = |is: fn(&Subject) -> bool| found.iter().find(|(description, _)| is(&description.subject)).cloned();
     let pack = of_image(|subject| matches!(subject, Subject::Pack { .. }));
     let diff_ids = wanted.diff_ids.clone();
     let pack = async {
         let (description, place) = pack?;
-        SignedPack::open(&description, place, &diff_ids).await.map_err(|error| complain(&image, "pack", &error)).ok()
+        SignedPack::open(&description, place, &diff_ids, tally.clone())
+            .await
+            .map_err(|error| complain(&image, "pack", &error))
+            .ok()
     };
     let trace = of_image(|subject| matches!(subject, Subject::Trace { .. }));
     let trace = async {
         let (description, place) = trace?;
-        touches(&description, &place).await.map_err(|error| complain(&image, "trace", &error)).ok()
+        touches(&description, &place, tally).await.map_err(|error| complain(&image, "trace", &error)).ok()
     };
     let (pack, trace, fronts) = tokio::join!(pack, trace, fronts.join_all());
     let mut layers: Vec<Option<PublishedLayer>> = wanted.layers.iter().map(|_| None).collect();
@@ -203,12 +208,13 @@ fn complain(image: &str, what: &'static str, error: &SourceError) {
     tracing::warn!(image, what, error = %ErrorChain(error), "something published with an image cannot be used");
 }
 
-async fn front(description: &Description, place: Place) -> Result<PublishedLayer, SourceError> {
+async fn front(description: &Description, place: Place, tally: Arc<Tally>) -> Result<PublishedLayer, SourceError> {
     let head = description.head;
     if head.bytes > INDEX_FRONT_STORED_BYTES_MAX + HEADER_BYTES as u64 {
         return Err(SourceError::Damaged("the front part is larger than the limit".to_owned()));
     }
     let bytes = place.read_all(0..head.bytes).await?;
+    Tally::add(&tally.fronts, &bytes);
     if !head.matches(&bytes) {
         return Err(SourceError::Damaged("it is not what was signed".to_owned()));
     }
@@ -225,14 +231,15 @@ async fn front(description: &Description, place: Place) -> Result<PublishedLayer
     if !is_whole || front.layer_digest != layer || front.layer_bytes != layer_bytes || front.diff_id != diff_id {
         return Err(SourceError::Damaged("it describes another layer than its signature says".to_owned()));
     }
-    Ok(PublishedLayer { front, front_end: head.bytes, records: Arc::new(place) })
+    Ok(PublishedLayer { front, front_end: head.bytes, records: Arc::new(CountedRecords { place, tally }) })
 }
 
-async fn touches(description: &Description, place: &Place) -> Result<Vec<Touch>, SourceError> {
+async fn touches(description: &Description, place: &Place, tally: &Tally) -> Result<Vec<Touch>, SourceError> {
     if description.size > TRACE_STORED_BYTES_MAX || description.head.bytes != description.size {
         return Err(SourceError::Damaged("the trace is larger than the limit".to_owned()));
     }
     let bytes = place.read_all(0..description.size).await?;
+    Tally::add(&tally.traces, &bytes);
     if !description.head.matches(&bytes) {
         return Err(SourceError::Damaged("it is not what was signed".to_owned()));
     }

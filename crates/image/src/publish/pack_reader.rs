@@ -5,6 +5,7 @@
 
 use super::describe::{Description, Subject};
 use super::place::Place;
+use super::tally::Tally;
 use crate::lazy::source::{PackReader, PackedPages, PageNumber, SourceError};
 use crate::limits::{PACK_FRAMES_AHEAD, PACK_HEAD_BYTES_MAX};
 use crate::pack::{HEADER_BYTES, PackHead, head_range};
@@ -22,6 +23,7 @@ pub(super) struct SignedPack {
     frames: VecDeque<Vec<PageNumber>>,
     pages: Vec<PageNumber>,
     place: Place,
+    tally: Arc<Tally>,
     /// The next frame to hand out, the next one to ask for, and where that one begins in the file.
     next: usize,
     unasked: usize,
@@ -35,12 +37,14 @@ impl SignedPack {
         description: &Description,
         place: Place,
         diff_ids: &[Digest],
+        tally: Arc<Tally>,
     ) -> Result<Self, SourceError> {
         let damaged = |what: &str| SourceError::Damaged(what.to_owned());
         if description.head.bytes > PACK_HEAD_BYTES_MAX + HEADER_BYTES as u64 {
             return Err(damaged("the head of the start pack is larger than the limit"));
         }
         let bytes = place.read_all(0..description.head.bytes).await?;
+        Tally::add(&tally.packs, &bytes);
         if !description.head.matches(&bytes) {
             return Err(damaged("it is not what was signed"));
         }
@@ -56,7 +60,7 @@ impl SignedPack {
         let frames: VecDeque<Vec<PageNumber>> = head.frame_pages().collect();
         let pages = frames.iter().flatten().copied().collect();
         let head = Arc::new(head);
-        Ok(Self { head, frames, pages, place, next: 0, unasked: 0, offset: end, coming: VecDeque::new() })
+        Ok(Self { head, frames, pages, place, tally, next: 0, unasked: 0, offset: end, coming: VecDeque::new() })
     }
 
     fn ask_ahead(&mut self) {
@@ -89,6 +93,7 @@ impl PackReader for SignedPack {
         let stored = coming.await.map_err(|_stopped| stopped())?;
         self.coming.pop_front();
         let (head, frame, stored) = (Arc::clone(&self.head), self.next, stored?);
+        Tally::add(&self.tally.packs, &stored);
         let unpacked = tokio::task::spawn_blocking(move || head.decode_frame(frame, &stored)).await;
         let unpacked = unpacked.map_err(|_stopped| stopped())?;
         let bytes = unpacked.map_err(|error| SourceError::Damaged(ErrorChain(&error).to_string()))?;

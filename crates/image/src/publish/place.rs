@@ -1,8 +1,7 @@
 //! Where a published file lies, and how pieces of it are read.
 
-use crate::lazy::source::{RecordSource, SourceError};
+use crate::lazy::source::SourceError;
 use crate::limits::PUBLISHED_READ_BYTES_MAX;
-use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use sampan_oci::manifest::Descriptor;
 use sampan_oci::reference::ImageSource;
@@ -82,12 +81,5 @@ impl Place {
             return Err(SourceError::Damaged("it is shorter than it says".to_owned()));
         }
         Ok(bytes)
-    }
-}
-
-#[async_trait]
-impl RecordSource for Place {
-    async fn read(&self, range: Range<u64>) -> Result<Bytes, SourceError> {
-        self.read_all(range).await
     }
 }

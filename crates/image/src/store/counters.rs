@@ -22,6 +22,13 @@ pub struct ImageCounters {
     pub prefetch_bytes: u64,
     /// Compressed bytes that nobody waited for.
     pub background_bytes: u64,
+    /// Compressed bytes of layers that were brought whole before they were used.
+    pub whole_bytes: u64,
+    /// Bytes of what is published with images: front parts of indexes, records of spans, start packs, traces.
+    pub index_bytes: u64,
+    pub record_bytes: u64,
+    pub pack_bytes: u64,
+    pub trace_bytes: u64,
     /// Layers that were used before they were here: by an index of this node, a published one, a table of contents of their own.
     pub layers_by_own_index: u64,
     pub layers_by_published_index: u64,
@@ -34,6 +41,7 @@ pub struct ImageCounters {
 impl ImageStore {
     pub fn counters(&self) -> ImageCounters {
         let counters: &Counters = &self.inner.lazy.traffic().counters;
+        let published = self.inner.publications.tally();
         let begun = self.inner.lazy.begun();
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         ImageCounters {
@@ -44,6 +52,11 @@ impl ImageStore {
             demand_bytes: read(&counters.demand_bytes),
             prefetch_bytes: read(&counters.prefetch_bytes),
             background_bytes: read(&counters.background_bytes),
+            whole_bytes: read(&counters.whole_bytes),
+            index_bytes: read(&published.fronts),
+            record_bytes: read(&published.records),
+            pack_bytes: read(&published.packs),
+            trace_bytes: read(&published.traces),
             layers_by_own_index: read(&begun.own),
             layers_by_published_index: read(&begun.published),
             layers_by_contents: read(&begun.contents),
@@ -64,9 +77,17 @@ impl fmt::Display for ImageCounters {
         }
         head(out, "sampan_image_stall_seconds_total", "How long such reads have waited, all together.")?;
         writeln!(out, "sampan_image_stall_seconds_total {}", self.stall_micros as f64 / 1e6)?;
-        head(out, "sampan_image_fetched_bytes_total", "Compressed bytes fetched for such images.")?;
-        let classes =
-            [("demand", self.demand_bytes), ("prefetch", self.prefetch_bytes), ("background", self.background_bytes)];
+        head(out, "sampan_image_fetched_bytes_total", "Bytes fetched for images, by why.")?;
+        let classes = [
+            ("demand", self.demand_bytes),
+            ("prefetch", self.prefetch_bytes),
+            ("background", self.background_bytes),
+            ("whole", self.whole_bytes),
+            ("index", self.index_bytes),
+            ("record", self.record_bytes),
+            ("pack", self.pack_bytes),
+            ("trace", self.trace_bytes),
+        ];
         for (class, bytes) in classes {
             writeln!(out, "sampan_image_fetched_bytes_total{{class=\"{class}\"}} {bytes}")?;
         }

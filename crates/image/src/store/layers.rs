@@ -16,6 +16,7 @@ use sampan_oci::digest::Digest;
 use sampan_oci::manifest::Layer;
 use std::collections::HashMap;
 use std::fs::File;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{Semaphore, mpsc, watch};
 
@@ -259,10 +260,14 @@ async fn feed(
             return;
         }
     };
+    let whole_bytes = &inner.lazy.traffic().counters.whole_bytes;
     loop {
         let chunk = reader.next().await.transpose();
         let is_last = !matches!(chunk, Some(Ok(_)));
         let chunk = chunk.unwrap_or_else(|| Ok(bytes::Bytes::new()));
+        if let Ok(bytes) = &chunk {
+            whole_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        }
         // A receiver that has gone tells why itself.
         if sender.send(chunk).await.is_err() || is_last {
             return;

@@ -279,7 +279,9 @@ impl Inner {
         rename(making, &directory)?;
         let remote = Remote::new(self.client.clone(), origin, layer, self.lazy.around.traffic.clone());
         let parts = LayerParts { directory, number, index, read_by, front_end, records, remote, pages, compressed };
-        Ok((LazyLayer::new(parts, self.lazy.around.clone()), early))
+        let layer = LazyLayer::new(parts, self.lazy.around.clone());
+        layer.begins();
+        Ok((layer, early))
     }
 
     /// Gives up the layers on their way that no image and no pull needs any more.

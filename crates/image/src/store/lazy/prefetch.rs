@@ -3,6 +3,7 @@
 use super::super::{Image, ImageStore, Inner};
 use super::{Outcome, Served};
 use crate::lazy::layer::LazyLayer;
+use crate::lazy::limits::START_MAX;
 use crate::lazy::source::{PackReader, PackedPages, PageNumber, PublishedImage, Touch};
 use crate::lazy::traffic::Traffic;
 use crate::trace::shape_of;
@@ -12,7 +13,6 @@ use sampan_oci::digest::Digest;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 type Layers = HashMap<u32, Arc<LazyLayer>>;
 
@@ -102,9 +102,6 @@ fn follow_trace(layers: &Layers, trace: &[Touch]) {
         }
     }
 }
-
-/// How long after a container's start its reads still count as its start.
-const START_MAX: Duration = Duration::from_secs(20);
 
 impl ImageStore {
     /// Remembers what the first start of an image that is still arriving reads, for later starts of the same command here and,
