@@ -51,6 +51,11 @@ pub(crate) trait Engine {
     fn parts(&self, _name: &str) -> Option<(Duration, Duration)> {
         None
     }
+    /// What it has fetched so far by its own account, by why; and how often and for how long readers have waited. Nothing of an
+    /// engine that does not tell.
+    fn account(&self) -> Vec<(String, f64)> {
+        Vec::new()
+    }
     /// A command that does nothing, of an engine whose `phases` need one more than running an image does: what it costs to
     /// call it is not held against the engine.
     fn nothing(&self) -> Option<Command> {

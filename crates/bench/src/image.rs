@@ -187,6 +187,16 @@ fn as_figures(name: &str, outcome: &Outcome) -> Vec<Figure> {
         holds: None,
         note: None,
     };
+    let account = median.account.iter().map(|(what, value)| {
+        let unit = if what == "waited" {
+            "s"
+        } else if what == "waits" {
+            ""
+        } else {
+            "MB"
+        };
+        figure((&format!("account/{what}"), *value, unit))
+    });
     [
         ("total", median.total, "s"),
         ("pull", median.pull, "s"),
@@ -195,9 +205,12 @@ fn as_figures(name: &str, outcome: &Outcome) -> Vec<Figure> {
         ("bytes-pulled", median.megabytes_pulled, "MB"),
         ("bytes", median.megabytes, "MB"),
         ("requests", median.requests, ""),
+        ("connections", median.connections, ""),
     ]
+    .into_iter()
     .map(figure)
-    .into()
+    .chain(account)
+    .collect()
 }
 
 /// One line for everything that was measured.
@@ -224,6 +237,16 @@ fn print_medians(measured: &BTreeMap<String, Outcome>) -> Result<()> {
             )?,
             Err(reason) => writeln!(out, "{name:<44} not measured: {reason}")?,
         }
+    }
+    let told = measured.iter().filter_map(|(name, outcome)| Some((name, outcome.as_ref().ok()?.describe_account()?)));
+    for (nth, (name, account)) in told.enumerate() {
+        if nth == 0 {
+            writeln!(
+                out,
+                "\nMB by why, readers' waits and seconds, by the engine's own account when the image was ready"
+            )?;
+        }
+        writeln!(out, "{name:<44} {account}")?;
     }
     Ok(())
 }

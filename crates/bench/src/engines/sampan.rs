@@ -1,7 +1,9 @@
 //! Sampan itself: the release binary as a service of its own instance.
 
 use std::fs::{self, File};
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -101,6 +103,23 @@ impl Sampan {
         Ok(())
     }
 
+    /// One answer of the service's.
+    fn get(&self, path: &str) -> Result<String> {
+        let mut stream = UnixStream::connect(self.folder.join("run/sampan.sock"))?;
+        write!(stream, "GET {path} HTTP/1.0\r\nhost: localhost\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        let (head, body) = answer.split_once("\r\n\r\n").context("an answer without a body")?;
+        ensure!(head.split(' ').nth(1) == Some("200"), "{path}: {head}");
+        Ok(body.to_owned())
+    }
+
+    fn metrics(&self) -> Result<String> {
+        let nodes: serde_json::Value = serde_json::from_str(&self.get("/api/v1/nodes")?)?;
+        let name = nodes["items"][0]["metadata"]["name"].as_str().context("a service without a node")?;
+        self.get(&format!("/api/v1/nodes/{name}/proxy/metrics"))
+    }
+
     fn remove_instances(&self) -> Result<()> {
         let names = self.client().args(["ps", "--all", "--quiet"]).output()?;
         let names = String::from_utf8_lossy(&names.stdout).into_owned();
@@ -177,6 +196,30 @@ impl Engine for Sampan {
         // Sandbox, network and disk are made while the image comes; what is made after it is the container's root.
         Some((sum(&["image"])?, sum(&["rootfs"])?))
     }
+
+    fn account(&self) -> Vec<(String, f64)> {
+        match self.metrics() {
+            Ok(text) => accounts(&text),
+            Err(error) => {
+                drop(crate::peers::announce(&format!("sampan does not tell what it fetched: {error:#}")));
+                Vec::new()
+            }
+        }
+    }
+}
+
+/// Bytes by why, waits of readers and their seconds, out of the service's metrics.
+fn accounts(metrics: &str) -> Vec<(String, f64)> {
+    let value = |line: &str| {
+        let (name, value) = line.rsplit_once(' ')?;
+        let name = match name {
+            "sampan_image_reads_total{result=\"miss\"}" => "waits",
+            "sampan_image_stall_seconds_total" => "waited",
+            _ => name.strip_prefix("sampan_image_fetched_bytes_total{class=\"")?.strip_suffix("\"}")?,
+        };
+        Some((name.to_owned(), value.parse().ok()?))
+    };
+    metrics.lines().filter_map(value).collect()
 }
 
 impl Drop for Sampan {
@@ -184,5 +227,17 @@ impl Drop for Sampan {
         if let Err(error) = self.stop() {
             drop(crate::peers::announce(&format!("sampan is not quite gone: {error:#}")));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_account_is_found_among_the_metrics() {
+        let metrics = "# HELP sampan_image_reads_total Reads.\nsampan_image_reads_total{result=\"hit\"} 7\n\
+                       sampan_image_reads_total{result=\"miss\"} 3\nsampan_image_stall_seconds_total 0.25\n\
+                       sampan_image_fetched_bytes_total{class=\"pack\"} 4096\nsampan_pods{sandbox=\"live\"} 1\n";
+        let expected = [("waits", 3.0), ("waited", 0.25), ("pack", 4096.0)];
+        assert_eq!(super::accounts(metrics), expected.map(|(name, value)| (name.to_owned(), value)));
     }
 }

@@ -1,5 +1,6 @@
 //! One cold start: everything is new, nothing is cached on this side, and the clock runs until the image says that it is ready.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -18,7 +19,7 @@ use crate::engines::lazy::{Lazy, Loader};
 use crate::engines::{Engine, Phase};
 
 /// What one cold start took.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Sample {
     pub(super) pull: Duration,
     pub(super) create: Duration,
@@ -26,6 +27,8 @@ pub(super) struct Sample {
     /// What came over the link while pulling, and until the image was ready.
     pub(super) pulled: Counts,
     pub(super) fetched: Counts,
+    /// The engine's own account of the latter.
+    pub(super) account: BTreeMap<String, f64>,
 }
 
 impl Sample {
@@ -35,7 +38,7 @@ impl Sample {
 }
 
 /// The medians of several, each of its own series; seconds and megabytes.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub(crate) struct Median {
     pub(crate) pull: f64,
     pub(crate) create: f64,
@@ -44,8 +47,14 @@ pub(crate) struct Median {
     pub(crate) megabytes_pulled: f64,
     pub(crate) megabytes: f64,
     pub(crate) requests: f64,
+    pub(crate) connections: f64,
+    /// What the engine says of it: megabytes by why, and readers' waits and seconds.
+    pub(crate) account: BTreeMap<String, f64>,
     pub(crate) runs: usize,
 }
+
+/// What of an account is not bytes.
+const NO_BYTES: [&str; 2] = ["waits", "waited"];
 
 impl Median {
     /// Of at least one sample.
@@ -65,8 +74,17 @@ impl Median {
             megabytes_pulled: middle(&|sample| sample.pulled.down_bytes as f64 / 1e6),
             megabytes: middle(&|sample| sample.fetched.down_bytes as f64 / 1e6),
             requests: middle(&|sample| sample.fetched.requests as f64),
+            connections: middle(&|sample| sample.fetched.connections as f64),
+            account: account(samples, &middle),
             runs: samples.len(),
         }
+    }
+
+    /// What one line tells of the account; nothing of an engine that does not tell.
+    pub(super) fn describe_account(&self) -> Option<String> {
+        let told = self.account.iter().filter(|(_, value)| **value > 0.0);
+        let told: Vec<String> = told.map(|(what, value)| format!("{what} {value:.2}")).collect();
+        (!told.is_empty()).then(|| format!("{}, connections {:.0}", told.join(", "), self.connections))
     }
 
     pub(super) fn value(&self, quantity: Quantity) -> f64 {
@@ -75,6 +93,16 @@ impl Median {
             Quantity::Megabytes => self.megabytes,
         }
     }
+}
+
+fn account(samples: &[Sample], middle: &impl Fn(&dyn Fn(&Sample) -> f64) -> f64) -> BTreeMap<String, f64> {
+    let told = samples.first().map(|sample| sample.account.keys().cloned().collect::<Vec<_>>()).unwrap_or_default();
+    let value = |what: String| {
+        let unit = if NO_BYTES.contains(&what.as_str()) { 1.0 } else { 1e6 };
+        let median = middle(&|sample| sample.account.get(&what).copied().unwrap_or_default() / unit);
+        (what, median)
+    };
+    told.into_iter().map(value).collect()
 }
 
 /// Does all that `cell` needs once: conversions, indexes. Errors are reasons why it cannot be measured.
@@ -150,7 +178,15 @@ fn start_cold(engine: &dyn Engine, reference: &str, program: Program, counts: im
             Phase::Create => sample.create = time(&mut command)?.saturating_sub(spare),
             Phase::Start => {
                 let mut fetched = before;
-                sample.start = time_until(&mut command, |said| said.contains(program.sign), || fetched = counts())?;
+                let taken = time_until(
+                    &mut command,
+                    |said| said.contains(program.sign),
+                    || {
+                        fetched = counts();
+                        sample.account = engine.account().into_iter().collect();
+                    },
+                )?;
+                sample.start = taken;
                 sample.fetched = fetched - before;
             }
         }
@@ -177,5 +213,16 @@ mod tests {
         let median = Median::of(&[sample(1, 9), sample(2, 2), sample(3, 1)]);
         assert_eq!((median.pull, median.start, median.total, median.runs), (2.0, 2.0, 4.0, 3));
         assert_eq!(Median::of(&[sample(1, 0), sample(2, 0)]).pull, 1.5);
+    }
+
+    #[test]
+    fn bytes_are_told_in_megabytes_and_what_is_nothing_is_left_out() {
+        let sample = |pack: f64, waits: f64| Sample {
+            account: [("pack", pack), ("waits", waits), ("demand", 0.0)].map(|(what, n)| (what.to_owned(), n)).into(),
+            ..Sample::default()
+        };
+        let median = Median::of(&[sample(2e6, 3.0), sample(4e6, 5.0)]);
+        assert_eq!(median.describe_account().unwrap(), "pack 3.00, waits 4.00, connections 0");
+        assert_eq!(Median::of(&[Sample::default()]).describe_account(), None);
     }
 }
