@@ -83,7 +83,7 @@ pub(crate) fn a_layout_directory_is_an_image(service: &Service) -> Result<()> {
 pub(crate) fn a_saved_archive_is_loaded(service: &Service) -> Result<()> {
     let folder = service.work().join("to-save");
     fs::create_dir(&folder)?;
-    variants::docker()?.write_layout(&folder, "tagged")?;
+    busybox::image()?.write_layout(&folder, "tagged")?;
     let save = |file: &str, name: &str| -> Result<()> {
         let path = service.work().join(file);
         let mut skopeo = Command::new("skopeo");

@@ -42,8 +42,8 @@ pub(crate) async fn execute(args: &ImagesArgs, context: &Context) -> Result<i32,
 fn render(args: &ImagesArgs, images: &Value, now: Timestamp) -> Result<String, Failure> {
     let all = list(images, "/images");
     let references = |prefix: &str| {
-        all.iter().map(names).fold(String::new(), |mut text, names| {
-            writeln!(text, "{prefix}{}", one_line(names.first().copied().unwrap_or_default())).ok();
+        all.iter().flat_map(names).fold(String::new(), |mut text, name| {
+            writeln!(text, "{prefix}{}", one_line(name)).ok();
             text
         })
     };
@@ -119,6 +119,7 @@ mod tests {
         .assert_eq(&show(false, Some(Format::Wide)));
         expect![[r#"
             docker.io/library/x:1
+            docker.io/library/x:latest
             sha256:aa
         "#]]
         .assert_eq(&show(true, None));
