@@ -379,6 +379,12 @@ mod tests {
                 r#"image reference "nginx@sha256:12" has a malformed digest; copy it from the registry or leave it out"#
             ]],
         );
+        check(
+            "docker-archive:",
+            expect![[
+                r#""docker-archive:" names no file; write docker-archive:/path/to/file.tar or docker-archive:/path/to/file.tar:name:tag"#
+            ]],
+        );
         check("oci:", expect![[r#""oci:" names no directory; write oci:/path/to/layout or oci:/path/to/layout:tag"#]]);
         assert_eq!(DIGEST[7..].parse::<Reference>(), Err(ReferenceError::BareHex(DIGEST[7..].to_owned())));
         assert!(matches!("a".repeat(300).parse::<Reference>(), Err(ReferenceError::TooLong(_))));
@@ -409,12 +415,6 @@ mod tests {
             assert_eq!(source, ImageSource::Archive { file: file.into(), name });
             assert_eq!(source.to_string().parse::<ImageSource>().unwrap(), source);
         }
-        check(
-            "docker-archive:",
-            expect![[
-                r#""docker-archive:" names no file; write docker-archive:/path/to/file.tar or docker-archive:/path/to/file.tar:name:tag"#
-            ]],
-        );
     }
 
     proptest! {
