@@ -38,6 +38,8 @@ pub const POOL_MAX: usize = 256;
 pub const POOL_PATIENCE: Duration = Duration::from_millis(50);
 /// It waits until nothing has happened to any for so long: a container's start, and a short run, are over by then.
 pub const POOL_QUIET: Duration = Duration::from_millis(12);
+/// How long the end of the service waits for one that is being made: it takes milliseconds, unless what makes it has gone.
+pub const POOL_CLOSE_PATIENCE: Duration = Duration::from_secs(2);
 /// How long making one waits after a failure.
 pub const POOL_RETRY: Duration = Duration::from_secs(5);
 

@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
-use crate::limits::{DISK_BYTES_DEFAULT, POOL_MAX, POOL_PATIENCE, POOL_QUIET, POOL_RETRY};
+use crate::limits::{DISK_BYTES_DEFAULT, POOL_CLOSE_PATIENCE, POOL_MAX, POOL_PATIENCE, POOL_QUIET, POOL_RETRY};
 use crate::pod::PodConfig;
 use crate::runtime::RuntimeError;
 use crate::timeline::Timeline;
@@ -166,9 +166,12 @@ impl Pool {
         self.shared.lock().closed = true;
         self.shared.changed.notify_one();
         let refilling = self.refilling.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(refilling) = refilling {
+        if let Some(mut refilling) = refilling
             // It ends with the hull that it is making; that it panicked is for the next start to clean up.
-            refilling.await.ok();
+            && tokio::time::timeout(POOL_CLOSE_PATIENCE, &mut refilling).await.is_err()
+        {
+            // No zygote makes it any more, for example: what there is of it is left to the next start.
+            refilling.abort();
         }
         let hulls: Vec<Hull> = {
             let mut shelves = self.shared.lock();

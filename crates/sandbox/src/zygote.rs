@@ -11,6 +11,7 @@ use sampan_wire::zygote::{ZygoteReply, ZygoteRequest};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Mutex;
+use tokio::time::Instant;
 
 use crate::error::SandboxError;
 use crate::limits::{ZYGOTE_DEADLINE, ZYGOTE_RETRY};
@@ -37,8 +38,9 @@ impl ZygoteClient {
 
     /// Waits until the zygote answers.
     pub(crate) async fn ping(&self) -> Result<(), SandboxError> {
+        let began = Instant::now();
         let mut link = self.link.lock().await;
-        self.connected(&mut link).await.map(|_| ())
+        self.connected(&mut link, began).await.map(|_| ())
     }
 
     /// Has an agent made that listens on `listener`, in the v2 group `cgroup` where there is one.
@@ -59,8 +61,10 @@ impl ZygoteClient {
             listener: outgoing.add(listener),
             cgroup: cgroup.map(|cgroup| outgoing.add(cgroup)),
         };
+        // Those who wait in line lose patience together: a zygote that is not there is not waited for by each in turn.
+        let began = Instant::now();
         let mut slot = self.link.lock().await;
-        let link = self.connected(&mut slot).await?;
+        let link = self.connected(&mut slot, began).await?;
         let answer = tokio::time::timeout(ZYGOTE_DEADLINE, exchange(link, &request, outgoing)).await;
         let answer = match answer {
             Ok(Ok(answer)) => answer,
@@ -85,9 +89,12 @@ impl ZygoteClient {
         }
     }
 
-    /// The connection, made and proved alive first if need be.
-    async fn connected<'a>(&self, slot: &'a mut Option<AsyncFd<Link>>) -> Result<&'a mut AsyncFd<Link>, SandboxError> {
-        let began = tokio::time::Instant::now();
+    /// The connection, made and proved alive first if need be, for somebody who has waited since `began`.
+    async fn connected<'a>(
+        &self,
+        slot: &'a mut Option<AsyncFd<Link>>,
+        began: Instant,
+    ) -> Result<&'a mut AsyncFd<Link>, SandboxError> {
         loop {
             if let Some(link) = slot.as_mut()
                 && matches!(exchange(link, &ZygoteRequest::Ping, Outgoing::default()).await, Ok((ZygoteReply::Here, _)))
