@@ -1,4 +1,4 @@
-//! The link does what it says: its delay, its bandwidth and its counts are right within a few per cent.
+//! The link does what it says: it is never faster, no slower than waking up makes it, and its counts are right.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -9,7 +9,11 @@ use sampan_e2e::link::{Link, Shape};
 
 /// Measured again when another program had the processor; a link that is wrong is wrong every time.
 const ATTEMPTS: usize = 8;
-const OFF_BY_MAX: f64 = 0.04;
+/// A link that is too fast favours whoever is measured behind it.
+const FASTER_BY_MAX: f64 = 0.04;
+/// Timers and threads that wake up late: a quarter of a millisecond is 5 % of the shortest round trip. A delay that is added
+/// twice, or a bandwidth that is halved, is more.
+const SLOWER_BY_MAX: f64 = 0.4;
 
 /// Answers every byte it is sent with `answer` bytes, on every connection; gives its address.
 fn server(answer: usize) -> Result<String> {
@@ -42,8 +46,8 @@ fn is_about(what: &str, expected: Duration, mut measure: impl FnMut() -> Result<
     let mut seen = Vec::new();
     for _ in 0..ATTEMPTS {
         let ratio = measure()?.as_secs_f64() / expected.as_secs_f64();
-        ensure!(ratio > 1.0 - OFF_BY_MAX, "{what}: {ratio:.3} of what it should be");
-        if ratio < 1.0 + OFF_BY_MAX {
+        ensure!(ratio > 1.0 - FASTER_BY_MAX, "{what}: {ratio:.3} of what it should be");
+        if ratio < 1.0 + SLOWER_BY_MAX {
             return Ok(());
         }
         seen.push(format!("{ratio:.3}"));
