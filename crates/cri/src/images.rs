@@ -39,7 +39,7 @@ impl Engine {
         if name.is_empty() {
             return Err(CallError::Invalid("image.image: is empty".to_owned()));
         }
-        let Some(id) = self.images.find(name).map(|image| image.id) else { return Ok(None) };
+        let Some(id) = self.images.find_id(name) else { return Ok(None) };
         Ok(self.images.describe(id).await?.map(|summary| self.described(summary)))
     }
 
@@ -77,8 +77,7 @@ impl Engine {
 
     /// Removes an image with all its names. One that is not here is no failure.
     pub(crate) async fn remove_image(&self, name: &str) -> Result<(), CallError> {
-        // Held no longer than this line: what is held is in use.
-        let Some(id) = self.images.find(name).map(|image| image.id) else { return Ok(()) };
+        let Some(id) = self.images.find_id(name) else { return Ok(()) };
         match self.images.remove(&id.to_string()).await {
             Ok(_) | Err(ImageError::Unknown { .. }) => Ok(()),
             Err(error) => Err(error.into()),

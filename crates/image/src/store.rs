@@ -360,6 +360,11 @@ impl ImageStore {
         self.inner.catalog().find(name)
     }
 
+    /// The same image's id. Who only looks does not use it: a removal at the same moment is not refused for that.
+    pub fn find_id(&self, name: &str) -> Option<Digest> {
+        self.inner.catalog().find_id(name)
+    }
+
     /// One line of [`list`](Self::list).
     pub async fn describe(&self, id: Digest) -> Result<Option<ImageSummary>, ImageError> {
         let inner = self.inner.clone();

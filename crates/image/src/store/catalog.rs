@@ -208,10 +208,20 @@ impl Catalog {
 
     /// See [`super::ImageStore::find`].
     pub(super) fn find(&mut self, text: &str) -> Option<Arc<Image>> {
-        let source = text.parse::<ImageSource>().ok();
-        let reference = source.as_ref().map(ToString::to_string);
+        let reference = text.parse::<ImageSource>().ok().map(|source| source.to_string());
         if let Some(reference) = reference.filter(|reference| self.references.contains_key(reference)) {
             return self.by_reference(&reference);
+        }
+        let id = self.find_id(text)?;
+        self.image(&id, text)
+    }
+
+    /// See [`super::ImageStore::find_id`].
+    pub(super) fn find_id(&self, text: &str) -> Option<Digest> {
+        let source = text.parse::<ImageSource>().ok();
+        let reference = source.as_ref().map(ToString::to_string);
+        if let Some(id) = reference.and_then(|reference| self.references.get(&reference)) {
+            return Some(*id);
         }
         let digested = match &source {
             Some(ImageSource::Registry(wanted)) => wanted.digest().and_then(|digest| {
@@ -224,8 +234,7 @@ impl Catalog {
             }),
             _ => None,
         };
-        let id = digested.or_else(|| self.find_for_removal(text).map(|(id, _)| id))?;
-        self.image(&id, text)
+        digested.or_else(|| self.find_for_removal(text).map(|(id, _)| id))
     }
 
     pub(super) fn summary(&self, id: &Digest, paths: &Paths) -> Option<ImageSummary> {
