@@ -30,6 +30,8 @@ use crate::error::ArchiveError;
 use crate::limits::{ARCHIVE_LINKS_MAX, ARCHIVE_MEMBERS_MAX, ARCHIVE_READ_BYTES, FILE_CHUNK_BYTES};
 
 const MANIFEST: &str = "manifest.json";
+/// What is read at one time while headers are looked for: one block of a tar.
+const HEADER_BYTES: usize = 512;
 
 /// One image of `manifest.json`.
 #[derive(Debug, Clone, Deserialize)]
@@ -313,9 +315,6 @@ fn beside(parent: &LayerPath, target: &[u8]) -> Option<LayerPath> {
 fn offered(items: &[Item]) -> Vec<String> {
     items.iter().flat_map(Item::names).map(|name| name.to_string()).collect()
 }
-
-/// What is read at one time while headers are looked for: one block of a tar.
-const HEADER_BYTES: usize = 512;
 
 /// Notes where files are; takes no data.
 #[derive(Debug, Default)]

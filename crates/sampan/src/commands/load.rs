@@ -1,6 +1,8 @@
 //! `sampan load`: the images of an archive of `docker save`.
 
+use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd as _;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -35,13 +37,19 @@ pub(crate) struct LoadArgs {
 
 /// Runs `sampan load`.
 pub(crate) async fn execute(args: &LoadArgs, context: &Context) -> Result<i32, Failure> {
-    let spooled = if args.input.is_none() { Some(spool()?) } else { None };
-    let file = match (&args.input, &spooled) {
-        (Some(input), _) => input.display().to_string(),
-        (None, Some(spooled)) => spooled.path().display().to_string(),
-        (None, None) => return Err(Failure::new("nothing is to be loaded")),
+    // Held until the end: what was spooled has no other name.
+    let mut spooled = None;
+    let (file, archive) = match &args.input {
+        Some(input) => {
+            let file = input.display().to_string();
+            let archive = image_reference(&format!("docker-archive:{file}"), &Surroundings::of_this_process())?;
+            (file, archive)
+        }
+        None => {
+            let descriptor = spooled.insert(spool()?).as_raw_fd();
+            ("standard input".to_owned(), format!("docker-archive:/proc/{}/fd/{descriptor}", std::process::id()))
+        }
     };
-    let archive = image_reference(&format!("docker-archive:{file}"), &Surroundings::of_this_process())?;
     let node = node::name(context, &file).await?;
     let query = path::query([("file", archive.trim_start_matches("docker-archive:").to_owned())]);
     let names = context.client.get(&path::node(&node, &format!("images/archive{query}"))).await;
@@ -49,6 +57,9 @@ pub(crate) async fn execute(args: &LoadArgs, context: &Context) -> Result<i32, F
     let names: Vec<&str> = list(&names, "/names").iter().filter_map(Value::as_str).collect();
     // An image without a name is known by its archive.
     let wanted: Vec<String> = match names[..] {
+        [] if spooled.is_some() => {
+            return Err(Failure::explain(&file, "its image has no name", "name the file with --input"));
+        }
         [] => vec![archive],
         _ => names.iter().map(|name| format!("{archive}:{name}")).collect(),
     };
@@ -60,14 +71,14 @@ pub(crate) async fn execute(args: &LoadArgs, context: &Context) -> Result<i32, F
     Ok(0)
 }
 
-/// Standard input as a file, which goes with what is returned.
-fn spool() -> Result<tempfile::NamedTempFile, Failure> {
+/// Standard input as a file without a name, which goes with this process however it ends.
+fn spool() -> Result<File, Failure> {
     let failed = |error: io::Error| Failure::explain("standard input", error, "name the archive with --input");
     if io::IsTerminal::is_terminal(&io::stdin()) {
         return Err(Failure::explain("load", "standard input is a terminal", "name an archive with --input"));
     }
     // Archives are large, and /tmp may be in memory.
-    let mut file = tempfile::Builder::new().prefix("sampan-load-").tempfile_in("/var/tmp").map_err(failed)?;
+    let mut file = tempfile::tempfile_in("/var/tmp").map_err(failed)?;
     io::copy(&mut io::stdin().lock(), &mut file).map_err(failed)?;
     Ok(file)
 }
