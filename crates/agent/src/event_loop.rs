@@ -24,11 +24,20 @@ use crate::streams::{Outlet, Ready};
 /// How often the loop looks at what only time changes, while there is such a thing.
 const TICK: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 
+/// How long nothing has to happen until an agent gives back what it needs only while something does.
+const REST_AFTER: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+
 impl Agent {
     /// One turn of the loop.
     pub(crate) fn turn(&mut self) -> std::io::Result<()> {
         let ready = self.wait()?;
-        let launching = !self.launches.is_empty();
+        if ready.is_empty() && !self.is_ticking() {
+            // There are as many agents as pods, and most of them wait most of the time.
+            process::give_back_memory();
+            self.rests = true;
+            return Ok(());
+        }
+        self.rests = false;
         if ready.contains(&self.listener)
             && let Some(connection) = socket::accept(self.listener.as_fd())?
         {
@@ -46,10 +55,6 @@ impl Agent {
         self.finish_containers();
         self.outlets.retain_mut(|outlet| outlet.flush() && !outlet.is_empty());
         self.flush();
-        if launching && self.launches.is_empty() {
-            // What a request took is not needed until the next one; there are as many agents as pods.
-            process::trim_heap();
-        }
         Ok(())
     }
 
@@ -98,13 +103,18 @@ impl Agent {
             container.streams.poll_into(&mut polled);
         }
         self.outlets.iter().for_each(|outlet| outlet.poll_into(&mut polled));
-        let ticking = !self.outlets.is_empty()
-            || self.containers.values().any(|one| one.ended.is_some() || one.streams.has_waiting_output());
-        match poll(&mut polled, ticking.then_some(&TICK)) {
+        let limit = if self.is_ticking() { Some(&TICK) } else { (!self.rests).then_some(&REST_AFTER) };
+        match poll(&mut polled, limit) {
             Ok(_) => Ok(Ready::of(&polled)),
             Err(rustix::io::Errno::INTR) => Ok(Ready::default()),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Whether there is something that only time changes.
+    fn is_ticking(&self) -> bool {
+        !self.outlets.is_empty()
+            || self.containers.values().any(|one| one.ended.is_some() || one.streams.has_waiting_output())
     }
 
     fn serve_daemon(&mut self) {

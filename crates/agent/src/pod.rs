@@ -52,6 +52,8 @@ pub(crate) struct Agent {
     pub(crate) next_event_id: u64,
     /// Output of ended containers on its way to clients.
     pub(crate) outlets: Vec<Outlet>,
+    /// Nothing has happened for a while, and what that had needed is given back.
+    pub(crate) rests: bool,
 }
 
 /// Runs the agent in a fresh child of the zygote, whose listening socket is the only descriptor it has got.
@@ -86,6 +88,7 @@ pub(crate) fn run(id: &str, listener: OwnedFd) -> ! {
         exits: VecDeque::new(),
         next_event_id: 1,
         outlets: Vec::new(),
+        rests: false,
     };
     loop {
         if agent.turn().is_err() {
@@ -158,7 +161,8 @@ impl Agent {
             Purpose::Container(container) => Some(&**container),
             _ => None,
         });
-        let running = self.containers.values().filter(|container| container.ended.is_none()).chain(on_the_way);
+        // One that has ended and has output left: its end is told when the log is complete.
+        let running = self.containers.values().chain(on_the_way);
         let describe = |container: &Container| RunningContainer {
             name: container.name.clone(),
             started_at: container.started_at,

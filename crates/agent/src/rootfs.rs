@@ -191,18 +191,26 @@ impl Tree {
         attach(mount, place.as_fd(), "").at(&stage())
     }
 
-    /// Hides what gives away or changes too much. What is not there needs no hiding.
+    /// Hides what gives away or changes too much. What is not there needs no hiding. All directories are hidden by copies of one
+    /// empty mount: a file system for each would cost every container's start, and its memory.
     fn mask(&self) -> Result<(), Refusal> {
+        let mut empty: Option<OwnedFd> = None;
         for path in self.listed(self.masked_paths.as_ref(), &MASKED_PATHS) {
             let Some(place) = find(self.root.as_fd(), path).at("find a path to mask")? else { continue };
             let stat = fstat(&place).at("look at a path to mask")?;
-            let mask = if FileType::from_raw_mode(stat.st_mode).is_dir() {
-                let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY | inert();
-                new_mount("tmpfs", &[("size", "0"), ("nr_inodes", "2")], attributes).at("make a mask")?
-            } else {
-                clone_tree(self.devices.as_fd(), "null", false).at("make a mask")?
+            let mask = match &empty {
+                _ if !FileType::from_raw_mode(stat.st_mode).is_dir() => clone_tree(self.devices.as_fd(), "null", false),
+                Some(empty) => clone_tree(empty.as_fd(), "", false),
+                None => {
+                    let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY | inert();
+                    new_mount("tmpfs", &[("size", "0"), ("nr_inodes", "2")], attributes)
+                }
             };
+            let mask = mask.at("make a mask")?;
             attach(mask.as_fd(), place.as_fd(), "").at("mask a path")?;
+            if FileType::from_raw_mode(stat.st_mode).is_dir() {
+                empty.get_or_insert(mask);
+            }
         }
         Ok(())
     }

@@ -33,6 +33,10 @@ impl Ready {
         Self(ready.map(|fd| (fd.as_fd().as_raw_fd(), fd.revents())).collect())
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     pub(crate) fn contains(&self, descriptor: &OwnedFd) -> bool {
         self.0.iter().any(|(ready, _)| *ready == descriptor.as_raw_fd())
     }
@@ -253,6 +257,7 @@ impl Streams {
     }
 
     /// Reads once; false when there was nothing more to read.
+    #[inline(never)]
     fn read_once(&mut self, source: Source) -> bool {
         let Some(descriptor) = self.output(source) else { return false };
         let mut buffer = [0_u8; READ_BYTES];
@@ -311,18 +316,13 @@ impl Streams {
     }
 
     fn take_client_input(&mut self, ready: &Ready) {
-        let mut buffer = [0_u8; READ_BYTES];
         for client in &mut self.clients {
             let Some(stdin) = client.stdin.as_ref().filter(|stdin| ready.contains(stdin)) else { continue };
             if self.stdin_queue.len() >= STDIN_QUEUE_BYTES_MAX {
                 continue;
             }
-            match rustix::io::read(stdin, &mut buffer) {
-                Ok(read) if read > 0 => {
-                    if self.accepts_stdin {
-                        self.stdin_queue.extend(buffer.get(..read).unwrap_or_default());
-                    }
-                }
+            match read_into(&mut self.stdin_queue, stdin, self.accepts_stdin) {
+                Ok(read) if read > 0 => {}
                 Err(Errno::INTR | Errno::AGAIN) => {}
                 Ok(_) | Err(_) => {
                     client.stdin = None;
@@ -353,6 +353,17 @@ impl Streams {
             self.stdin = None;
         }
     }
+}
+
+/// Reads once; what came is queued or thrown away. Apart from the loop, which would clear this buffer in every turn.
+#[inline(never)]
+fn read_into(queue: &mut VecDeque<u8>, from: &OwnedFd, wanted: bool) -> rustix::io::Result<usize> {
+    let mut buffer = [0_u8; READ_BYTES];
+    let read = rustix::io::read(from, &mut buffer)?;
+    if wanted {
+        queue.extend(buffer.get(..read).unwrap_or_default());
+    }
+    Ok(read)
 }
 
 /// A client's end must never block the agent, whoever made it.

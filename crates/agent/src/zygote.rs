@@ -38,6 +38,8 @@ pub fn serve(listener: OwnedFd) -> io::Result<Infallible> {
     stage::build_for_zygote()?;
     let signals = signal_descriptor(&[libc::SIGCHLD])?;
     let mut zygote = Zygote { listener, null, oom_score, links: Vec::new() };
+    // Whatever is still here, every agent has too.
+    process::give_back_memory();
     loop {
         zygote.turn(&signals)?;
     }

@@ -240,8 +240,25 @@ pub fn inherited_descriptor(number: i32) -> io::Result<OwnedFd> {
     Ok(descriptor)
 }
 
-/// Gives free memory of the heap back to the kernel (malloc_trim(3)).
-pub fn trim_heap() {
+/// How much of the stack [`give_back_memory`] gives back at most. Less than the kernel keeps free below a stack
+/// (`stack_guard_gap` in `mm/mmap.c`, 1 MiB), so that nothing else lies there.
+const STACK_BYTES_GIVEN_BACK: usize = 512 * 1024;
+
+/// Gives back to the kernel what is free of the heap (malloc_trim(3)), and what deeper calls have left of the calling thread's
+/// stack (madvise(2), `MADV_DONTNEED`): for a process that is to wait for long, and of which there are many.
+///
+/// The thread's stack must have 512 KiB left, as any main thread's has.
+#[inline(never)]
+pub fn give_back_memory() {
     // SAFETY: it touches nothing that is in use, and may be called at any time.
     unsafe { libc::malloc_trim(0) };
+    let mark = 0_u8;
+    let page = rustix::param::page_size();
+    // This function's own frame may reach into the page below the mark's, but not beyond that.
+    let Some(end) = ((&raw const mark).addr() / page).checked_sub(1).map(|page_number| page_number * page) else {
+        return;
+    };
+    let start = std::ptr::with_exposed_provenance_mut(end.saturating_sub(STACK_BYTES_GIVEN_BACK));
+    // SAFETY: from there to `end` is nothing but the calling thread's stack below every live frame, and what was never mapped.
+    unsafe { libc::madvise(start, STACK_BYTES_GIVEN_BACK, libc::MADV_DONTNEED) };
 }
