@@ -27,7 +27,7 @@ pub(crate) use metrics::descriptors;
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::atomic::AtomicU32;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, Shared};
@@ -48,7 +48,10 @@ use crate::table::Table;
 #[derive(Debug)]
 pub(crate) struct PodEntry {
     pub(crate) id: String,
+    created_at: i64,
     record: Mutex<PodRecord>,
+    /// Its containers, oldest first.
+    containers: Mutex<Vec<Weak<ContainerEntry>>>,
     /// As long as it is ready.
     live: Mutex<Option<Arc<Pod>>>,
     /// What its groups said lately.
@@ -59,6 +62,7 @@ pub(crate) struct PodEntry {
 #[derive(Debug)]
 pub(crate) struct ContainerEntry {
     pub(crate) id: String,
+    created_at: i64,
     pub(crate) pod: Arc<PodEntry>,
     record: watch::Sender<ContainerRecord>,
     /// Writers of the record, one at a time: the table is written before anybody sees the change.
@@ -79,6 +83,14 @@ pub(crate) struct Parts {
     pub(crate) pinned: HashSet<String>,
 }
 
+/// All pods.
+#[derive(Debug, Default)]
+struct Pods {
+    by_id: HashMap<String, Arc<PodEntry>>,
+    /// By what their callers call them, so that a name is looked up at the same cost however many there are.
+    by_name: HashMap<String, Arc<PodEntry>>,
+}
+
 type Call = Shared<BoxFuture<'static, Result<String, Status>>>;
 
 /// See the head of this file.
@@ -92,7 +104,7 @@ pub(crate) struct Engine {
     /// References whose images the kubelet is not to remove.
     pub(crate) pinned: HashSet<String>,
     events: broadcast::Sender<ContainerEventResponse>,
-    pods: Mutex<HashMap<String, Arc<PodEntry>>>,
+    pods: Mutex<Pods>,
     containers: Mutex<HashMap<String, Arc<ContainerEntry>>>,
     /// What is being done, by what it is done to.
     calls: Mutex<HashMap<String, Call>>,
@@ -131,8 +143,19 @@ fn find<T>(all: &HashMap<String, Arc<T>>, id: &str) -> Option<Arc<T>> {
 
 impl PodEntry {
     fn new(record: PodRecord, live: Option<Arc<Pod>>) -> Arc<Self> {
-        let (id, record) = (record.id.clone(), Mutex::new(record));
-        Arc::new(Self { id, record, live: Mutex::new(live), figures: stats::Figures::default() })
+        Arc::new(Self {
+            id: record.id.clone(),
+            created_at: record.created_at,
+            record: Mutex::new(record),
+            containers: Mutex::default(),
+            live: Mutex::new(live),
+            figures: stats::Figures::default(),
+        })
+    }
+
+    /// What its caller calls it; it never changes.
+    fn name(&self) -> String {
+        self.read(|record| pods::name_of(record.config.as_ref().and_then(|config| config.metadata.as_ref())))
     }
 
     pub(crate) fn record(&self) -> PodRecord {
@@ -160,9 +183,9 @@ impl PodEntry {
 
 impl ContainerEntry {
     fn new(record: ContainerRecord, pod: Arc<PodEntry>, images: Vec<Arc<Image>>) -> Arc<Self> {
-        let id = record.id.clone();
         Arc::new(Self {
-            id,
+            id: record.id.clone(),
+            created_at: record.created_at,
             pod,
             record: watch::Sender::new(record),
             writing: Mutex::new(()),
@@ -223,32 +246,60 @@ impl Engine {
     }
 
     pub(crate) fn pod(&self, id: &str) -> Result<Arc<PodEntry>, CallError> {
-        find(&locked(&self.pods), id).ok_or_else(|| CallError::pod(id))
+        find(&locked(&self.pods).by_id, id).ok_or_else(|| CallError::pod(id))
     }
 
     pub(crate) fn container(&self, id: &str) -> Result<Arc<ContainerEntry>, CallError> {
         find(&locked(&self.containers), id).ok_or_else(|| CallError::container(id))
     }
 
+    /// Makes a pod known.
+    fn add_pod(&self, pod: &Arc<PodEntry>) {
+        let name = pod.name();
+        let mut pods = locked(&self.pods);
+        pods.by_name.insert(name, Arc::clone(pod));
+        pods.by_id.insert(pod.id.clone(), Arc::clone(pod));
+    }
+
+    /// Makes it unknown.
+    fn drop_pod(&self, pod: &PodEntry) {
+        let name = pod.name();
+        let mut pods = locked(&self.pods);
+        pods.by_id.remove(&pod.id);
+        if pods.by_name.get(&name).is_some_and(|named| named.id == pod.id) {
+            pods.by_name.remove(&name);
+        }
+    }
+
+    /// Makes a container known, which is younger than all of its pod's.
+    fn add_container(&self, container: &Arc<ContainerEntry>) {
+        locked(&container.pod.containers).push(Arc::downgrade(container));
+        locked(&self.containers).insert(container.id.clone(), Arc::clone(container));
+    }
+
+    /// Makes it unknown.
+    fn drop_container(&self, container: &ContainerEntry) {
+        locked(&container.pod.containers).retain(|known| known.upgrade().is_some_and(|known| known.id != container.id));
+        locked(&self.containers).remove(&container.id);
+    }
+
     /// All pods, oldest first.
     pub(crate) fn all_pods(&self) -> Vec<Arc<PodEntry>> {
-        let mut all: Vec<_> = locked(&self.pods).values().cloned().collect();
-        all.sort_by_key(|pod| locked(&pod.record).created_at);
+        let mut all: Vec<_> = locked(&self.pods).by_id.values().cloned().collect();
+        all.sort_by_key(|pod| pod.created_at);
         all
     }
 
     /// All containers, oldest first.
     pub(crate) fn all_containers(&self) -> Vec<Arc<ContainerEntry>> {
         let mut all: Vec<_> = locked(&self.containers).values().cloned().collect();
-        all.sort_by_key(|container| container.record.borrow().created_at);
+        all.sort_by_key(|container| container.created_at);
         all
     }
 
     /// The containers of a pod, oldest first.
     pub(crate) fn containers_of(&self, pod: &PodEntry) -> Vec<Arc<ContainerEntry>> {
-        let mut all = self.all_containers();
-        all.retain(|container| container.pod.id == pod.id);
-        all
+        locked(&pod.containers).iter().filter_map(Weak::upgrade).collect()
     }
 
     /// Does something in a task of its own, unless it is being done already: then waits for that. `key` names what is done

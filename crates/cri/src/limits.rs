@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+/// Pods of the last run that are taken up at the same time.
+pub const ADOPTIONS_AT_ONCE: usize = 16;
+
 /// The largest message from a client. The kubelet's own bound is the same.
 pub const MESSAGE_BYTES_MAX: usize = 16 << 20;
 /// Connections of clients at one time; a kubelet keeps two.

@@ -9,10 +9,10 @@
 //! rows may be missing, and with them their sandboxes.
 
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use prost::Message;
-use rusqlite::{Connection, params};
+use rusqlite::params;
+use sampan_runtime::ledger::Ledger;
 
 use crate::records::{ContainerRecord, PodRecord};
 
@@ -30,74 +30,69 @@ pub enum TableError {
 /// The table. A write takes some 50 µs, so callers make it inline.
 #[derive(Debug)]
 pub(crate) struct Table {
-    database: Mutex<Connection>,
+    ledger: Ledger,
 }
 
 impl Table {
     /// Opens or makes it.
     pub(crate) fn open(path: &Path) -> Result<Self, TableError> {
-        let database = Connection::open(path)?;
-        database.pragma_update(None, "journal_mode", "WAL")?;
-        database.pragma_update(None, "synchronous", "NORMAL")?;
-        database.execute_batch(
+        let ledger = Ledger::open(
+            path,
             "CREATE TABLE IF NOT EXISTS pods (id TEXT PRIMARY KEY, record BLOB NOT NULL) STRICT, WITHOUT ROWID;
              CREATE TABLE IF NOT EXISTS containers (id TEXT PRIMARY KEY, pod_id TEXT NOT NULL, record BLOB NOT NULL)
                  STRICT, WITHOUT ROWID;
              CREATE INDEX IF NOT EXISTS containers_by_pod ON containers (pod_id);",
         )?;
-        Ok(Self { database: Mutex::new(database) })
+        Ok(Self { ledger })
     }
 
     /// Writes a pod.
     pub(crate) fn put_pod(&self, record: &PodRecord) -> Result<(), TableError> {
-        let database = self.lock();
-        let mut statement = database.prepare_cached("INSERT OR REPLACE INTO pods VALUES (?1, ?2)")?;
-        statement.execute(params![record.id, record.encode_to_vec()])?;
+        let (insert, blob) = ("INSERT OR REPLACE INTO pods VALUES (?1, ?2)", record.encode_to_vec());
+        self.ledger.write(|database| database.prepare_cached(insert)?.execute(params![record.id, blob]))?;
         Ok(())
     }
 
     /// Writes a container.
     pub(crate) fn put_container(&self, record: &ContainerRecord) -> Result<(), TableError> {
-        let database = self.lock();
-        let mut statement = database.prepare_cached("INSERT OR REPLACE INTO containers VALUES (?1, ?2, ?3)")?;
-        statement.execute(params![record.id, record.pod_id, record.encode_to_vec()])?;
+        let (insert, blob) = ("INSERT OR REPLACE INTO containers VALUES (?1, ?2, ?3)", record.encode_to_vec());
+        self.ledger
+            .write(|database| database.prepare_cached(insert)?.execute(params![record.id, record.pod_id, blob]))?;
         Ok(())
     }
 
     /// Forgets a pod with its containers.
     pub(crate) fn remove_pod(&self, id: &str) -> Result<(), TableError> {
-        let mut database = self.lock();
-        let transaction = database.transaction()?;
-        transaction.prepare_cached("DELETE FROM containers WHERE pod_id = ?1")?.execute([id])?;
-        transaction.prepare_cached("DELETE FROM pods WHERE id = ?1")?.execute([id])?;
-        transaction.commit()?;
+        self.ledger.write(|database| {
+            let transaction = database.transaction()?;
+            transaction.prepare_cached("DELETE FROM containers WHERE pod_id = ?1")?.execute([id])?;
+            transaction.prepare_cached("DELETE FROM pods WHERE id = ?1")?.execute([id])?;
+            transaction.commit()
+        })?;
         Ok(())
     }
 
     /// Forgets a container.
     pub(crate) fn remove_container(&self, id: &str) -> Result<(), TableError> {
-        self.lock().prepare_cached("DELETE FROM containers WHERE id = ?1")?.execute([id])?;
+        let delete = "DELETE FROM containers WHERE id = ?1";
+        self.ledger.write(|database| database.prepare_cached(delete)?.execute([id]))?;
         Ok(())
     }
 
     /// Everything.
     pub(crate) fn load(&self) -> Result<(Vec<PodRecord>, Vec<ContainerRecord>), TableError> {
-        let database = self.lock();
-        let blobs = |query: &str| -> Result<Vec<Vec<u8>>, TableError> {
-            let mut statement = database.prepare(query)?;
-            let rows = statement.query_map([], |row| row.get(0))?;
-            Ok(rows.collect::<Result<_, _>>()?)
+        let blobs = |query: &str| {
+            self.ledger.read(|database| {
+                let mut statement = database.prepare(query)?;
+                let rows = statement.query_map([], |row| row.get(0))?;
+                rows.collect::<Result<Vec<Vec<u8>>, rusqlite::Error>>()
+            })
         };
-        let pods = blobs("SELECT record FROM pods")?;
-        let containers = blobs("SELECT record FROM containers")?;
+        let (pods, containers) = (blobs("SELECT record FROM pods")?, blobs("SELECT record FROM containers")?);
         Ok((
             pods.iter().map(|blob| PodRecord::decode(blob.as_slice())).collect::<Result<_, _>>()?,
             containers.iter().map(|blob| ContainerRecord::decode(blob.as_slice())).collect::<Result<_, _>>()?,
         ))
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Connection> {
-        self.database.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -5,15 +5,16 @@
 //! after a crash the set of rows is exactly what may exist, and whatever else bears our names can be removed.
 //!
 //! # Crash consistency
-//! SQLite in WAL mode, `synchronous = NORMAL`: a killed daemon loses nothing; a power cut may lose the last rows, but it
-//! ends every sandbox too, which the boot id stored in each row tells. A write takes some 50 µs, so callers make it
-//! inline.
+//! SQLite in WAL mode, `synchronous = NORMAL` ([`crate::ledger`]): a killed daemon loses nothing; a power cut may lose the last
+//! rows, but it ends every sandbox too, which the boot id stored in each row tells.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{OptionalExtension, params};
 
+use crate::ledger::Ledger;
 use crate::limits::{ID_RANGE_FIRST, ID_RANGE_LENGTH, ID_RANGES_MAX};
 
 /// Why the journal cannot be used.
@@ -87,6 +88,11 @@ pub struct SandboxRow {
 pub const CRI_UID_PREFIX: &str = "cri-";
 
 impl SandboxRow {
+    /// Whether it was made for no pod yet.
+    pub(crate) fn is_nobodys(&self) -> bool {
+        self.pod_uid.is_empty()
+    }
+
     /// Whether it belongs to the container runtime interface.
     #[must_use]
     pub fn is_cri(&self) -> bool {
@@ -97,7 +103,9 @@ impl SandboxRow {
 /// The journal.
 #[derive(Debug)]
 pub struct Journal {
-    database: Mutex<Connection>,
+    ledger: Ledger,
+    /// Taken ranges of ids, as the rows have them.
+    slots: Mutex<BTreeSet<u32>>,
     boot_id: String,
 }
 
@@ -105,28 +113,30 @@ impl Journal {
     /// Opens or makes the journal.
     pub fn open(path: &Path) -> Result<Self, JournalError> {
         let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(JournalError::BootId)?;
-        let database = Connection::open(path)?;
-        database.pragma_update(None, "journal_mode", "WAL")?;
-        database.pragma_update(None, "synchronous", "NORMAL")?;
-        database.execute_batch(
+        let ledger = Ledger::open(
+            path,
             "CREATE TABLE IF NOT EXISTS sandboxes (
                  id TEXT PRIMARY KEY, pod_uid TEXT NOT NULL, pod_name TEXT NOT NULL,
                  id_slot INTEGER UNIQUE, state TEXT NOT NULL, boot_id TEXT NOT NULL) STRICT, WITHOUT ROWID;",
         )?;
-        Ok(Self { database: Mutex::new(database), boot_id: boot_id.trim().to_owned() })
+        let slots = ledger.read(|database| {
+            let mut taken = database.prepare("SELECT id_slot FROM sandboxes WHERE id_slot IS NOT NULL")?;
+            taken.query_map([], |row| row.get(0))?.collect::<Result<BTreeSet<u32>, _>>()
+        })?;
+        Ok(Self { ledger, slots: Mutex::new(slots), boot_id: boot_id.trim().to_owned() })
     }
 
     /// Notes a sandbox that is about to be made, and gives it a range of ids unless it shares the host's.
     pub fn begin(&self, id: &str, pod_uid: &str, pod_name: &str, own_ids: bool) -> Result<SandboxRow, JournalError> {
-        let database = self.lock();
-        let slot = if own_ids { Some(free_slot(&database)?) } else { None };
-        database.prepare_cached("INSERT INTO sandboxes VALUES (?1, ?2, ?3, ?4, 'creating', ?5)")?.execute(params![
-            id,
-            pod_uid,
-            pod_name,
-            slot,
-            self.boot_id
-        ])?;
+        let slot = if own_ids { Some(self.take_slot()?) } else { None };
+        let noted = self.ledger.write(|database| {
+            let insert = "INSERT INTO sandboxes VALUES (?1, ?2, ?3, ?4, 'creating', ?5)";
+            database.prepare_cached(insert)?.execute(params![id, pod_uid, pod_name, slot, self.boot_id])
+        });
+        if noted.is_err() {
+            self.free_slot(slot);
+        }
+        noted?;
         Ok(SandboxRow {
             id: id.to_owned(),
             pod_uid: pod_uid.to_owned(),
@@ -139,63 +149,72 @@ impl Journal {
 
     /// Notes that a sandbox is complete, and whose it is: one that was made beforehand was nobody's.
     pub fn complete(&self, id: &str, pod_uid: &str, pod_name: &str) -> Result<(), JournalError> {
-        let database = self.lock();
-        database
-            .prepare_cached("UPDATE sandboxes SET state = 'ready', pod_uid = ?2, pod_name = ?3 WHERE id = ?1")?
-            .execute([id, pod_uid, pod_name])?;
+        let update = "UPDATE sandboxes SET state = 'ready', pod_uid = ?2, pod_name = ?3 WHERE id = ?1";
+        self.ledger.write(|database| database.prepare_cached(update)?.execute([id, pod_uid, pod_name]))?;
         Ok(())
     }
 
     /// Notes how far a sandbox has come.
     pub fn set_state(&self, id: &str, state: SandboxState) -> Result<(), JournalError> {
-        let database = self.lock();
-        database.prepare_cached("UPDATE sandboxes SET state = ?2 WHERE id = ?1")?.execute([id, state.as_str()])?;
+        let update = "UPDATE sandboxes SET state = ?2 WHERE id = ?1";
+        self.ledger.write(|database| database.prepare_cached(update)?.execute([id, state.as_str()]))?;
         Ok(())
     }
 
     /// Forgets a sandbox of which nothing is left.
     pub fn end(&self, id: &str) -> Result<(), JournalError> {
-        self.lock().prepare_cached("DELETE FROM sandboxes WHERE id = ?1")?.execute([id])?;
+        let slot: Option<Option<u32>> = self.ledger.write(|database| {
+            let mut delete = database.prepare_cached("DELETE FROM sandboxes WHERE id = ?1 RETURNING id_slot")?;
+            delete.query_row([id], |row| row.get(0)).optional()
+        })?;
+        self.free_slot(slot.flatten());
         Ok(())
     }
 
     /// Every sandbox that may have left something on the host.
     pub fn sandboxes(&self) -> Result<Vec<SandboxRow>, JournalError> {
-        let database = self.lock();
-        let mut statement = database.prepare("SELECT id, pod_uid, pod_name, id_slot, state, boot_id FROM sandboxes")?;
-        let rows = statement.query_map([], |row| {
-            let (state, boot_id): (String, String) = (row.get(4)?, row.get(5)?);
-            Ok(SandboxRow {
-                id: row.get(0)?,
-                pod_uid: row.get(1)?,
-                pod_name: row.get(2)?,
-                first_id: first_id(row.get(3)?),
-                state: SandboxState::from_text(&state),
-                this_boot: boot_id == self.boot_id,
-            })
-        })?;
-        Ok(rows.collect::<Result<_, _>>()?)
+        let rows = self.ledger.read(|database| {
+            let all = "SELECT id, pod_uid, pod_name, id_slot, state, boot_id FROM sandboxes";
+            let mut statement = database.prepare(all)?;
+            let rows = statement.query_map([], |row| {
+                let (state, boot_id): (String, String) = (row.get(4)?, row.get(5)?);
+                Ok(SandboxRow {
+                    id: row.get(0)?,
+                    pod_uid: row.get(1)?,
+                    pod_name: row.get(2)?,
+                    first_id: first_id(row.get(3)?),
+                    state: SandboxState::from_text(&state),
+                    this_boot: boot_id == self.boot_id,
+                })
+            })?;
+            rows.collect::<Result<_, rusqlite::Error>>()
+        });
+        Ok(rows?)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Connection> {
-        self.database.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The lowest slot that nobody has.
+    fn take_slot(&self) -> Result<u32, JournalError> {
+        let mut slots = self.slots();
+        let gap = slots.iter().zip(0..).find(|(taken, slot)| *taken != slot).map(|(_, slot)| slot);
+        let free = gap.or_else(|| u32::try_from(slots.len()).ok()).filter(|slot| *slot < ID_RANGES_MAX);
+        let slot = free.ok_or(JournalError::IdRangesExhausted)?;
+        slots.insert(slot);
+        Ok(slot)
+    }
+
+    fn free_slot(&self, slot: Option<u32>) {
+        if let Some(slot) = slot {
+            self.slots().remove(&slot);
+        }
+    }
+
+    fn slots(&self) -> MutexGuard<'_, BTreeSet<u32>> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 fn first_id(slot: Option<u32>) -> u32 {
     slot.map_or(0, |slot| ID_RANGE_FIRST + slot * ID_RANGE_LENGTH)
-}
-
-/// The lowest slot that nobody has.
-fn free_slot(database: &Connection) -> Result<u32, JournalError> {
-    let free: Option<u32> = database
-        .prepare_cached(
-            "SELECT candidate FROM (SELECT 0 AS candidate UNION ALL SELECT id_slot + 1 FROM sandboxes WHERE id_slot IS NOT NULL)
-             WHERE candidate NOT IN (SELECT id_slot FROM sandboxes WHERE id_slot IS NOT NULL) ORDER BY candidate LIMIT 1",
-        )?
-        .query_row([], |row| row.get(0))
-        .optional()?;
-    free.filter(|slot| *slot < ID_RANGES_MAX).ok_or(JournalError::IdRangesExhausted)
 }
 
 #[cfg(test)]
@@ -213,6 +232,10 @@ mod tests {
         assert_eq!(host.first_id, 0);
         journal.end("a").unwrap();
         assert_eq!(journal.begin("d", "uid-d", "default/d", true).unwrap().first_id, first.first_id);
+        drop(journal);
+        let journal = Journal::open(&folder.path().join("journal.db")).unwrap();
+        let third = journal.begin("e", "uid-e", "default/e", true).unwrap();
+        assert_eq!(third.first_id - second.first_id, 65_536, "what is taken stays taken");
     }
 
     #[test]

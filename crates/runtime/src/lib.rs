@@ -7,6 +7,7 @@
 pub mod container;
 pub mod host_check;
 pub mod journal;
+pub mod ledger;
 pub mod limits;
 pub mod pod;
 pub mod remote;

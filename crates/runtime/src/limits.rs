@@ -40,8 +40,15 @@ pub const POOL_PATIENCE: Duration = Duration::from_millis(50);
 pub const POOL_QUIET: Duration = Duration::from_millis(12);
 /// How long the end of the service waits for one that is being made: it takes milliseconds, unless what makes it has gone.
 pub const POOL_CLOSE_PATIENCE: Duration = Duration::from_secs(2);
+/// How long a new daemon that has pods to take up leaves what nobody uses as it is.
+pub const POOL_DELAY_AFTER_RESTART: Duration = Duration::from_secs(1);
 /// How long making one waits after a failure.
 pub const POOL_RETRY: Duration = Duration::from_secs(5);
+
+/// Writes into a database between two checkpoints of its log.
+pub const LEDGER_WRITES_A_CHECKPOINT: u32 = 200;
+/// Pages of the log (4 KiB each) beyond which a writer makes the checkpoint itself.
+pub const LEDGER_LOG_PAGES_MAX: u32 = 10_000;
 
 /// Removed sandboxes' folders that wait to be deleted.
 pub const TRASH_QUEUED_MAX: usize = 64;

@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use sampan_image::ImageStore;
 use sampan_network::{Attachment, Bandwidth, DnsSettings, HostAlias, PortMapping};
 use sampan_sandbox::{
-    ContainerSpec, IdMap, ProcessNamespace, ProcessSandbox, Resources, Seccomp, Started, UserNamespace,
+    ContainerSpec, Groups, IdMap, ProcessNamespace, ProcessSandbox, Resources, Seccomp, Started, UserNamespace,
 };
 
 use crate::container::ContainerConfig;
@@ -83,6 +83,12 @@ impl PodConfig {
     /// Whether the journal has to find a range of ids for it.
     pub(crate) fn needs_range(&self) -> bool {
         !self.shares_users() && self.uid_mappings.is_none()
+    }
+
+    /// When its groups are made. Who names a parent does so for every pod: a kubelet makes one for each just before.
+    pub(crate) fn groups(&self) -> Groups {
+        let has_parent = self.cgroup_parent.as_ref().is_some_and(|parent| !parent.is_empty());
+        if has_parent { Groups::WhenClaimed } else { Groups::AtOnce }
     }
 
     /// Its users, given the range that the journal has found.
@@ -162,6 +168,12 @@ impl Pod {
     #[must_use]
     pub fn addresses(&self) -> Vec<IpAddr> {
         self.attachment.as_ref().map(Attachment::addresses).unwrap_or_default()
+    }
+
+    /// The containers whose process ran when the pod was adopted, and since when. Ends since then are events.
+    #[must_use]
+    pub fn found_containers(&self) -> &[(String, Timestamp)] {
+        self.sandbox.found()
     }
 
     /// The containers whose process runs, and since when; asked of the agent.

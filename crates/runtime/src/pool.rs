@@ -5,8 +5,8 @@
 //!                                └──close, or its agent died──> removed
 //! ```
 //! A means against waiting, not a foundation: every pod can be made without, by the very same steps, and where the size is 0
-//! every pod is. A hull is used once. One that is not taken dies with the daemon: its row of the journal says `creating`, so
-//! that the next start removes it.
+//! every pod is. A hull is used once. One that is not taken is of no use to another daemon: its row of the journal says
+//! `creating` and nobody's, so that the next one removes it, once it has taken up what is in use.
 //!
 //! Taking is one `pop` under a lock. Refilling waits a moment for pods that are being made, and for what their first container
 //! needs after that: they need the processors more, and a short-lived pod is gone by then.
@@ -14,10 +14,13 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
+use sampan_sandbox::Groups;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
+use crate::journal::SandboxRow;
 use crate::limits::{DISK_BYTES_DEFAULT, POOL_CLOSE_PATIENCE, POOL_MAX, POOL_PATIENCE, POOL_QUIET, POOL_RETRY};
 use crate::pod::PodConfig;
 use crate::runtime::RuntimeError;
@@ -43,8 +46,8 @@ impl Kind {
         (plain && usual_disk).then_some(kind)
     }
 
-    fn shape(self) -> Shape {
-        let mut shape = Shape::default();
+    fn shape(self, groups: Groups) -> Shape {
+        let mut shape = Shape { groups, ..Shape::default() };
         shape.namespaces.own_users = self == Self::OwnUsers;
         shape
     }
@@ -54,6 +57,8 @@ impl Kind {
 struct Shelf {
     hulls: VecDeque<Hull>,
     wanted: bool,
+    /// As the last pod wanted its own: most often the next one will too, and it can be claimed by the others.
+    groups: Groups,
 }
 
 #[derive(Debug, Default)]
@@ -118,14 +123,24 @@ impl Pool {
         Self { shared: Arc::new(shared), refilling: Mutex::new(None) }
     }
 
-    /// Begins to keep hulls ready.
-    pub(crate) fn open(&self, workshop: &Arc<Workshop>) {
+    /// Begins to keep hulls ready, and to remove those of an earlier daemon; `delay` leaves the processors to those who take up
+    /// what that one has made, as long as nobody wants a hull.
+    pub(crate) fn open(&self, workshop: &Arc<Workshop>, outdated: Vec<SandboxRow>, delay: Duration) {
         let mut refilling = self.refilling.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.shared.size == 0 || refilling.is_some() {
+        if refilling.is_some() || (self.shared.size == 0 && outdated.is_empty()) {
             return;
         }
         self.shared.lock().own_users.wanted = true;
-        *refilling = Some(tokio::spawn(refill(Arc::clone(&self.shared), Arc::clone(workshop))));
+        let (shared, workshop) = (Arc::clone(&self.shared), Arc::clone(workshop));
+        *refilling = Some(tokio::spawn(async move {
+            tokio::time::timeout(delay, shared.changed.notified()).await.ok();
+            for row in outdated {
+                workshop.discard(&row.id).await;
+            }
+            if shared.size > 0 {
+                refill(shared, workshop).await;
+            }
+        }));
     }
 
     /// How many hulls are ready, of all kinds.
@@ -141,8 +156,8 @@ impl Pool {
         Busy(Arc::clone(&self.shared))
     }
 
-    /// A hull of this kind, if one is ready.
-    pub(crate) async fn take(&self, kind: Kind, workshop: &Arc<Workshop>) -> Option<Hull> {
+    /// A hull of this kind, if one is ready, for a pod with such groups.
+    pub(crate) async fn take(&self, kind: Kind, groups: Groups, workshop: &Arc<Workshop>) -> Option<Hull> {
         if self.shared.size == 0 {
             return None;
         }
@@ -150,7 +165,7 @@ impl Pool {
             let taken = {
                 let mut shelves = self.shared.lock();
                 let shelf = shelves.of(kind);
-                shelf.wanted = true;
+                (shelf.wanted, shelf.groups) = (true, groups);
                 shelf.hulls.pop_front()
             };
             self.shared.changed.notify_one();
@@ -190,8 +205,8 @@ impl Shared {
         self.shelves.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The next kind to make; `Err` when no more is wanted at all.
-    fn missing(&self) -> Result<Option<Kind>, Closed> {
+    /// What to make next; `Err` when no more is wanted at all.
+    fn missing(&self) -> Result<Option<(Kind, Groups)>, Closed> {
         let mut shelves = self.lock();
         if shelves.closed {
             return Err(Closed);
@@ -200,7 +215,8 @@ impl Shared {
             let shelf = shelves.of(*kind);
             shelf.wanted && shelf.hulls.len() < self.size
         };
-        Ok([Kind::OwnUsers, Kind::HostUsers].into_iter().find(short))
+        let kind = [Kind::OwnUsers, Kind::HostUsers].into_iter().find(short);
+        Ok(kind.map(|kind| (kind, shelves.of(kind).groups)))
     }
 
     /// Waits until no pod has been begun or made for a while, but not for long.
@@ -225,16 +241,16 @@ struct Closed;
 
 async fn refill(shared: Arc<Shared>, workshop: Arc<Workshop>) {
     loop {
-        let kind = match shared.missing() {
+        let (kind, groups) = match shared.missing() {
             Err(Closed) => return,
             Ok(None) => {
                 shared.changed.notified().await;
                 continue;
             }
-            Ok(Some(kind)) => kind,
+            Ok(Some(wanted)) => wanted,
         };
         shared.wait_for_idleness().await;
-        match make(&workshop, kind).await {
+        match make(&workshop, kind, groups).await {
             Ok(hull) => shared.lock().of(kind).hulls.push_back(hull),
             Err(error) => {
                 tracing::warn!(error = %sampan_kit::error_chain::ErrorChain(&error), "no sandbox can be kept ready");
@@ -245,10 +261,10 @@ async fn refill(shared: Arc<Shared>, workshop: Arc<Workshop>) {
     }
 }
 
-async fn make(workshop: &Workshop, kind: Kind) -> Result<Hull, RuntimeError> {
+async fn make(workshop: &Workshop, kind: Kind, groups: Groups) -> Result<Hull, RuntimeError> {
     let id = sampan_kit::id::short().map_err(RuntimeError::host("draw a random id"))?;
     let row = workshop.journal.begin(&id, "", "nobody's yet", kind == Kind::OwnUsers)?;
-    let made = workshop.make_hull(&row, &kind.shape(), &Timeline::default()).await;
+    let made = workshop.make_hull(&row, &kind.shape(groups), &Timeline::default()).await;
     if made.is_err() {
         workshop.discard(&row.id).await;
     }

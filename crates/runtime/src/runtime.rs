@@ -18,6 +18,7 @@ use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use sampan_network::{Attachment, Network, NetworkError, PortHolder, Protocol};
 use sampan_sandbox::{ProcessSandbox, ProcessSandboxes, SandboxError, SandboxId, SandboxSpec, StartError};
@@ -26,7 +27,7 @@ use tokio::sync::OnceCell;
 
 use crate::container::ContainerConfigError;
 use crate::journal::{CRI_UID_PREFIX, Journal, JournalError, SandboxRow, SandboxState};
-use crate::limits::CREATE_DEADLINE;
+use crate::limits::{CREATE_DEADLINE, POOL_DELAY_AFTER_RESTART};
 use crate::pod::{Owner, Parts, Pod, PodConfig};
 use crate::pool::{Kind, Pool};
 use crate::timeline::Timeline;
@@ -193,18 +194,25 @@ impl Runtime {
     }
 
     async fn recover_now(&self) -> Result<Recovered, RuntimeError> {
-        let Workshop { sandboxes, network, journal, config, .. } = &*self.workshop;
+        let Workshop { sandboxes, network, journal, config, trash } = &*self.workshop;
         let (ready, rest): (Vec<_>, Vec<_>) =
             journal.sandboxes()?.into_iter().partition(|row| row.this_boot && row.state == SandboxState::Ready);
-        let keep: HashSet<SandboxId> = ready.iter().map(|row| sandbox_id(&row.id)).collect::<Result<_, _>>()?;
-        let keep_names: HashSet<String> = ready.iter().map(|row| row.id.clone()).collect();
+        // Whoever wants a pod's name or port back waits for what was half done; for what was nobody's nobody waits.
+        let (outdated, rest): (Vec<_>, Vec<_>) = rest.into_iter().partition(|row| row.this_boot && row.is_nobodys());
+        let kept = || ready.iter().chain(&outdated);
+        let keep: HashSet<SandboxId> = kept().map(|row| sandbox_id(&row.id)).collect::<Result<_, _>>()?;
+        let keep_names: HashSet<String> = kept().map(|row| row.id.clone()).collect();
         let mut removed = sandboxes.reconcile(&keep).await?;
         removed.extend(network.reconcile(&keep_names).await?);
-        removed.extend(remove_other_folders(&config.data_dir.join("sandboxes"), &keep_names)?);
+        for folder in other_folders(&config.data_dir.join("sandboxes"), &keep_names)? {
+            trash.throw(&folder).map_err(RuntimeError::host("remove a leftover folder"))?;
+            removed.push(format!("folder {}", folder.display()));
+        }
         for row in rest {
             journal.end(&row.id)?;
         }
-        self.pool.open(&self.workshop);
+        let delay = if ready.is_empty() { Duration::ZERO } else { POOL_DELAY_AFTER_RESTART };
+        self.pool.open(&self.workshop, outdated, delay);
         Ok(Recovered { ready, removed })
     }
 
@@ -229,7 +237,7 @@ impl Runtime {
     pub async fn create(&self, config: PodConfig, timeline: &Timeline) -> Result<Pod, RuntimeError> {
         let _busy = self.pool.busy();
         let ready = match Kind::of(&config) {
-            Some(kind) => self.pool.take(kind, &self.workshop).await,
+            Some(kind) => self.pool.take(kind, config.groups(), &self.workshop).await,
             None => None,
         };
         let hull = match ready {
@@ -439,12 +447,16 @@ pub(crate) fn remove_folder(path: &Path) -> io::Result<()> {
 
 fn remove_other_folders(parent: &Path, keep: &HashSet<String>) -> Result<Vec<String>, RuntimeError> {
     let mut removed = Vec::new();
-    for entry in std::fs::read_dir(parent).map_err(RuntimeError::host("list a data folder"))? {
-        let entry = entry.map_err(RuntimeError::host("list a data folder"))?;
-        if !keep.contains(&*entry.file_name().to_string_lossy()) {
-            remove_folder(&entry.path()).map_err(RuntimeError::host("remove a leftover folder"))?;
-            removed.push(format!("folder {}", entry.path().display()));
-        }
+    for folder in other_folders(parent, keep)? {
+        remove_folder(&folder).map_err(RuntimeError::host("remove a leftover folder"))?;
+        removed.push(format!("folder {}", folder.display()));
     }
     Ok(removed)
+}
+
+fn other_folders(parent: &Path, keep: &HashSet<String>) -> Result<Vec<PathBuf>, RuntimeError> {
+    let entries = std::fs::read_dir(parent).map_err(RuntimeError::host("list a data folder"))?;
+    let paths = entries.map(|entry| entry.map(|entry| (entry.file_name(), entry.path())));
+    let paths: Vec<_> = paths.collect::<io::Result<_>>().map_err(RuntimeError::host("list a data folder"))?;
+    Ok(paths.into_iter().filter(|(name, _)| !keep.contains(&*name.to_string_lossy())).map(|(_, path)| path).collect())
 }

@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 
 use sampan_network::{AttachOptions, Attachment, Network, PodName};
-use sampan_sandbox::{Namespaces, ProcessSandbox, ProcessSandboxes, ReadySandbox};
+use sampan_sandbox::{Groups, Namespaces, ProcessSandbox, ProcessSandboxes, ReadySandbox};
 
 use crate::journal::{Journal, SandboxRow};
 use crate::limits::{DESTROY_DEADLINE, DISK_BYTES_DEFAULT};
@@ -30,6 +30,7 @@ pub(crate) struct Workshop {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Shape {
     pub(crate) namespaces: Namespaces,
+    pub(crate) groups: Groups,
     pub(crate) disk_bytes: u64,
     pub(crate) network: AttachOptions,
 }
@@ -47,7 +48,7 @@ impl Shape {
             bandwidth: config.bandwidth,
             pod: PodName { namespace: config.namespace.clone(), name: config.name.clone(), uid: config.uid.clone() },
         };
-        Self { namespaces, disk_bytes: config.disk_bytes, network }
+        Self { namespaces, groups: config.groups(), disk_bytes: config.disk_bytes, network }
     }
 }
 
@@ -71,7 +72,7 @@ impl Workshop {
     ) -> Result<Hull, RuntimeError> {
         let id = sandbox_id(&row.id)?;
         let connect = async {
-            let prepare = self.sandboxes.prepare(&id, shape.namespaces);
+            let prepare = self.sandboxes.prepare(&id, shape.namespaces, shape.groups);
             let sandbox = timeline.measure("sandbox", within("sandbox", prepare)).await?;
             if shape.namespaces.host_network {
                 return Ok((sandbox, None));

@@ -236,8 +236,9 @@ fn template(templates: &Path, bytes: u64) -> Result<PathBuf, DiskError> {
     draft.file.set_len(bytes).map_err(fail("size the template of"))?;
     let refused = |said: String| DiskError::Template { bytes, said };
     let output = Command::new("mkfs.ext4")
-        .args(["-q", "-F", "-b", "4096", "-m", "0", "-O", "^has_journal,^resize_inode", "-E"])
-        .arg("lazy_itable_init=1,nodiscard,root_owner=0:0")
+        .args(["-q", "-F", "-b", "4096", "-m", "0", "-O", "^has_journal,^resize_inode,sparse_super2", "-E"])
+        // Nobody repairs such a file system: copies of its superblock would only be copied.
+        .arg("lazy_itable_init=1,nodiscard,root_owner=0:0,num_backup_sb=0")
         .arg(&draft.path)
         .stdin(Stdio::null())
         .output()
@@ -305,12 +306,11 @@ fn copy_sparse(from: &Path, to: &Path) -> io::Result<()> {
 /// be opened, or belongs to another file by the time it is, and the search begins again.
 fn attached_device(image: &Path, known: &Carriers) -> io::Result<Option<LoopSource>> {
     let image = image.canonicalize()?;
-    let mut candidate = known.0.get(&image).cloned();
+    let mut found = match known.0.get(&image) {
+        Some(path) => Some(path.clone()),
+        None => Carriers::look()?.0.remove(&image),
+    };
     for _ in 0..DETACH_ATTEMPTS_MAX {
-        let found = match candidate.take().filter(|path| carries(path, &image)) {
-            Some(path) => Some(path),
-            None => Carriers::look()?.0.remove(&image),
-        };
         let Some(path) = found else { return Ok(None) };
         if let Ok(held) = File::open(&path)
             && carries(&path, &image)
@@ -318,6 +318,7 @@ fn attached_device(image: &Path, known: &Carriers) -> io::Result<Option<LoopSour
             return Ok(Some(LoopSource::Found { path, _held: held }));
         }
         std::thread::sleep(DETACH_PAUSE);
+        found = Carriers::look()?.0.remove(&image);
     }
     Err(io::Error::other("its loop device is neither there nor gone"))
 }

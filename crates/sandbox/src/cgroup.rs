@@ -6,6 +6,9 @@
 //!                                     c-<name>/  a container and its execs
 //! <hierarchy>/<parent>/<instance>-<sandbox id>/   the same, where somebody else (the kubelet) keeps the pods' groups
 //! ```
+//! On v1 alone there is no `agent/`: groups may have members beside others inside them, and every directory there is one in each
+//! of five hierarchies.
+//!
 //! The same tree stands in every hierarchy that carries a controller we use. Groups hang at the root of each hierarchy, not
 //! below the service's own group: they outlive it. Everything here is short, synchronous file work; callers on a runtime
 //! use `spawn_blocking`.
@@ -16,7 +19,7 @@ mod layout;
 mod tests;
 mod usage;
 
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -58,6 +61,9 @@ pub struct HugePages {
     pub page_size: String,
     pub bytes: u64,
 }
+
+/// What the names of containers' groups begin with.
+const CONTAINER_PREFIX: &str = "c-";
 
 /// The period over which a processor limit is counted, in microseconds (the kernel's default).
 const CPU_PERIOD_US: u64 = 100_000;
@@ -116,6 +122,17 @@ impl Group {
             std::fs::create_dir(&directory)?;
         }
         Ok(())
+    }
+
+    /// Makes a pod's group, with that of its agent.
+    pub(crate) fn create_pod(&self) -> io::Result<()> {
+        self.create()?;
+        if self.unified().is_some() { self.of_agent().create() } else { Ok(()) }
+    }
+
+    /// The group of a pod's agent: a leaf, where v2 lets no group have both members and others inside.
+    pub(crate) fn of_agent(&self) -> Self {
+        if self.unified().is_some() { self.child("agent") } else { self.clone() }
     }
 
     /// Makes the group where it does not exist yet.
@@ -366,9 +383,9 @@ impl Group {
         let unified = self.unified();
         if let Some((_, directory)) = self.with("devices").filter(|(hierarchy, _)| !hierarchy.unified) {
             std::fs::write(directory.join("devices.deny"), "a")?;
-            for rule in device_rules(further) {
-                std::fs::write(directory.join("devices.allow"), rule)?;
-            }
+            // One write a rule.
+            let mut allow = std::fs::OpenOptions::new().write(true).open(directory.join("devices.allow"))?;
+            device_rules(further).try_for_each(|rule| allow.write_all(rule.as_bytes()))?;
         } else if let Some(hierarchy) = unified {
             match device_filter::attach(&self.directory(hierarchy), further) {
                 Err(error) if own_users && error.kind() == io::ErrorKind::PermissionDenied => {
@@ -412,6 +429,18 @@ impl Group {
     /// Whether the group exists in any hierarchy.
     pub(crate) fn exists(&self) -> bool {
         self.hierarchies.iter().any(|hierarchy| self.directory(hierarchy).exists())
+    }
+
+    /// Names of the containers inside a pod's group. They have groups in every hierarchy, so that one is looked at.
+    pub(crate) fn containers(&self) -> io::Result<Vec<String>> {
+        let Some(hierarchy) = self.everyday().next() else { return Ok(Vec::new()) };
+        let names = subdirectories(&self.directory(hierarchy))?;
+        Ok(names.into_iter().filter_map(|name| Some(name.strip_prefix(CONTAINER_PREFIX)?.to_owned())).collect())
+    }
+
+    /// The group of a pod's container.
+    pub(crate) fn of_container(&self, name: &str) -> Self {
+        self.child(&format!("{CONTAINER_PREFIX}{name}"))
     }
 
     /// Names of the groups inside this one, in any hierarchy.

@@ -34,7 +34,8 @@ pub(crate) type ConnectionTask = tokio::task::JoinHandle<Result<(), LinkError>>;
 /// A handle for making requests.
 #[derive(Debug, Clone)]
 pub(crate) struct Connection {
-    questions: mpsc::Sender<Question>,
+    /// Boxed: a channel makes room for 32 at once, and there is one for each pod.
+    questions: mpsc::Sender<Box<Question>>,
 }
 
 impl Connection {
@@ -60,10 +61,8 @@ impl Connection {
         let (answer, reply) = oneshot::channel();
         let exchange = async {
             let gone = |_| SandboxError::AgentGone;
-            self.questions
-                .send(Question { request, descriptors, answer })
-                .await
-                .map_err(|_closed| SandboxError::AgentGone)?;
+            let question = Box::new(Question { request, descriptors, answer });
+            self.questions.send(question).await.map_err(|_closed| SandboxError::AgentGone)?;
             reply.await.map_err(gone)?
         };
         let expired = |_| SandboxError::Deadline { seconds: deadline.as_secs() };
@@ -73,7 +72,7 @@ impl Connection {
 
 struct Task<E> {
     link: AsyncFd<Link>,
-    queue: mpsc::Receiver<Question>,
+    queue: mpsc::Receiver<Box<Question>>,
     waiting: HashMap<u64, Answer>,
     next_id: u64,
     on_event: E,
@@ -86,7 +85,7 @@ impl<E: FnMut(AgentEvent)> Task<E> {
             let interest = if wants_write { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
             tokio::select! {
                 question = self.queue.recv() => match question {
-                    Some(question) => self.send(question)?,
+                    Some(question) => self.send(*question)?,
                     None => return Ok(()),
                 },
                 ready = self.link.ready_mut(interest) => {

@@ -32,8 +32,8 @@ pub use sampan_agent::zygote::serve as serve_zygote;
 pub use sandbox::{ProcessSandbox, SandboxEvent, SandboxStats};
 pub use sandboxes::{ProcessSandboxes, ReadySandbox, SandboxConfig};
 pub use spec::{
-    ContainerSpec, Device, ExecSpec, GroupsPolicy, IdMap, Limit, Mount, MountSource, Namespaces, ProcessNamespace,
-    SandboxId, SandboxSpec, Seccomp, User, UserNamespace,
+    ContainerSpec, Device, ExecSpec, Groups, GroupsPolicy, IdMap, Limit, Mount, MountSource, Namespaces,
+    ProcessNamespace, SandboxId, SandboxSpec, Seccomp, User, UserNamespace,
 };
 pub use start::{Attached, ExecProcess, ExecStatus, Started};
 pub use streams::{Input, Output, Terminal};

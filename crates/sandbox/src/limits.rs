@@ -23,6 +23,9 @@ pub(crate) const ZYGOTE_RETRY: Duration = Duration::from_millis(20);
 /// How long a killed agent, with everything in its pod, may take to be gone.
 pub(crate) const AGENT_DEATH_MAX: Duration = Duration::from_secs(20);
 
+/// Sandboxes of nobody that are removed at the same time when a daemon begins.
+pub(crate) const REMOVALS_AT_ONCE: usize = 16;
+
 /// How long a killed group may take to become empty and removable.
 pub(crate) const GROUP_REMOVAL_MAX: Duration = Duration::from_secs(10);
 

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use sampan_agent::link::{Descriptors, Outgoing};
-use sampan_wire::agent::{AgentEvent, AgentState, ContainerExit, ExitStatus, Instant, Reply, Request};
+use sampan_wire::agent::{AgentEvent, ContainerExit, ExitStatus, Instant, Reply, Request, RunningContainer};
 use tokio::io::Interest;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
@@ -54,9 +54,11 @@ pub struct SandboxStats {
 }
 
 fn stats_of(group: &Group) -> io::Result<SandboxStats> {
-    let names = group.children()?;
-    let container = |name: &String| Some((name.strip_prefix("c-")?.to_owned(), group.child(name).usage()));
-    Ok(SandboxStats { pod: group.usage(), containers: names.iter().filter_map(container).collect() })
+    let container = |name: String| {
+        let usage = group.of_container(&name).usage();
+        (name, usage)
+    };
+    Ok(SandboxStats { pod: group.usage(), containers: group.containers()?.into_iter().map(container).collect() })
 }
 
 /// The agent as the kernel knows it.
@@ -191,8 +193,8 @@ impl Events {
     }
 
     /// What happened while no daemon was there.
-    pub(crate) fn restore(&self, state: AgentState) {
-        for exit in state.exits {
+    pub(crate) fn restore(&self, exits: Vec<ContainerExit>) {
+        for exit in exits {
             self.container_exited(exit);
         }
     }
@@ -217,7 +219,7 @@ impl Events {
             // It happened between connecting and asking for the agent's state, which told it again.
             return;
         }
-        let group = self.0.group.get().map(|group| group.child(&format!("c-{}", exit.container)));
+        let group = self.0.group.get().map(|group| group.of_container(&exit.container));
         let kills = group.map_or(0, |group| group.out_of_memory_kills());
         let waiting = self.locked(|state| state.exits.remove(&exit.container));
         self.tell(SandboxEvent::ContainerExited {
@@ -290,6 +292,8 @@ pub struct ProcessSandbox {
     pub(crate) events: Events,
     pub(crate) next_exec_id: AtomicU64,
     destroying: Arc<AtomicBool>,
+    /// What ran when it was adopted.
+    found: Vec<(String, jiff::Timestamp)>,
     tasks: [AbortHandle; 2],
 }
 
@@ -299,16 +303,26 @@ impl Drop for ProcessSandbox {
     }
 }
 
+/// What a sandbox is put together from.
+pub(crate) struct SandboxParts {
+    pub(crate) id: SandboxId,
+    pub(crate) node: Arc<Node>,
+    pub(crate) group: Group,
+    pub(crate) identity: Identity,
+    pub(crate) connection: Connection,
+    pub(crate) connection_task: ConnectionTask,
+    pub(crate) events: Events,
+    /// What an adopted one's agent said to run.
+    pub(crate) found: Vec<RunningContainer>,
+}
+
+fn since(container: RunningContainer) -> (String, jiff::Timestamp) {
+    (container.name, timestamp(container.started_at))
+}
+
 impl ProcessSandbox {
-    pub(crate) fn assemble(
-        id: SandboxId,
-        node: Arc<Node>,
-        group: Group,
-        identity: Identity,
-        connection: Connection,
-        connection_task: ConnectionTask,
-        events: Events,
-    ) -> Result<Arc<Self>, SandboxError> {
+    pub(crate) fn assemble(parts: SandboxParts) -> Result<Arc<Self>, SandboxError> {
+        let SandboxParts { id, node, group, identity, connection, connection_task, events, found } = parts;
         let destroying = Arc::new(AtomicBool::new(false));
         let duplicate = rustix::io::fcntl_dupfd_cloexec(&identity.pidfd, 3);
         let pidfd = duplicate.map_err(|error| SandboxError::io("duplicate a pidfd")(error.into()))?;
@@ -322,7 +336,8 @@ impl ProcessSandbox {
         });
         let tasks = [connection_end, watcher.abort_handle()];
         let next_exec_id = AtomicU64::new(1);
-        Ok(Arc::new(Self { id, node, group, identity, connection, events, next_exec_id, destroying, tasks }))
+        let found = found.into_iter().map(since).collect();
+        Ok(Arc::new(Self { id, node, group, identity, connection, events, next_exec_id, destroying, found, tasks }))
     }
 
     /// The sandbox' id.
@@ -361,9 +376,15 @@ impl ProcessSandbox {
         self.command(Request::Acknowledge { event_id }, Outgoing::default()).await
     }
 
+    /// The containers that ran when this was adopted, each with the moment it began. What has ended since is told as an event, even
+    /// to a receiver that asks later.
+    #[must_use]
+    pub fn found(&self) -> &[(String, jiff::Timestamp)] {
+        &self.found
+    }
+
     /// The containers that run now, each with the moment it began.
     pub async fn running(&self) -> Result<Vec<(String, jiff::Timestamp)>, SandboxError> {
-        let since = |container: sampan_wire::agent::RunningContainer| (container.name, timestamp(container.started_at));
         match self.ask(Request::Hello, Outgoing::default(), REQUEST_DEADLINE).await? {
             (Reply::Hello(state), _) => Ok(state.running.into_iter().map(since).collect()),
             _ => Err(SandboxError::UnexpectedAnswer),
@@ -405,7 +426,7 @@ impl ProcessSandbox {
     /// Changes limits in place, of one container or of the pod as a whole; what is absent stays as it is.
     pub async fn update_resources(&self, container: Option<&str>, resources: &Resources) -> Result<(), SandboxError> {
         let pod = self.group();
-        let group = container.map_or_else(|| pod.clone(), |name| pod.child(&format!("c-{name}")));
+        let group = container.map_or_else(|| pod.clone(), |name| pod.of_container(name));
         let (resources, name) = (resources.clone(), container.unwrap_or_default().to_owned());
         if !group.exists() {
             return Err(SandboxError::NoSuchContainer { container: name });
@@ -448,7 +469,7 @@ impl ProcessSandbox {
     ) -> Option<(bool, String)> {
         let pod = self.group();
         let group = match container {
-            Some(name) => pod.child(&format!("c-{name}")),
+            Some(name) => pod.of_container(name),
             None => pod,
         };
         group.text(controller, version1, version2)

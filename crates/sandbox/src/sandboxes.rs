@@ -15,6 +15,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use futures_util::{StreamExt as _, TryStreamExt as _};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use sampan_agent::link::Outgoing;
@@ -24,10 +25,10 @@ use sampan_wire::agent::{PodConfiguration, Reply, Request};
 use crate::cgroup::{self, Group, Hierarchy, detect};
 use crate::connection::{Connection, ConnectionTask};
 use crate::error::SandboxError;
-use crate::limits::{AGENT_DEATH_MAX, CREATE_DEADLINE, REQUEST_DEADLINE};
-use crate::sandbox::{Events, Identity, ProcessSandbox, wait_until_dead};
+use crate::limits::{AGENT_DEATH_MAX, CREATE_DEADLINE, REMOVALS_AT_ONCE, REQUEST_DEADLINE};
+use crate::sandbox::{Events, Identity, ProcessSandbox, SandboxParts, wait_until_dead};
 use crate::seccomp::FilterCache;
-use crate::spec::{IdMap, Namespaces, SandboxId, SandboxSpec, UserNamespace};
+use crate::spec::{Groups, IdMap, Namespaces, SandboxId, SandboxSpec, UserNamespace};
 use crate::zygote::ZygoteClient;
 
 /// Where the sandboxes of a service live.
@@ -59,6 +60,7 @@ pub(crate) struct Node {
 pub struct ReadySandbox {
     id: SandboxId,
     namespaces: Namespaces,
+    groups: Groups,
     pid: i32,
     identity: Identity,
     connection: Connection,
@@ -115,14 +117,20 @@ impl ProcessSandboxes {
     /// Makes a sandbox: namespaces, groups, identity maps, agent. Its network namespace is empty, its containers none.
     pub async fn create(&self, spec: SandboxSpec) -> Result<Arc<ProcessSandbox>, SandboxError> {
         spec.check()?;
-        let ready = self.prepare(&spec.id, spec.namespaces()).await?;
+        let groups = if spec.parent().is_some() { Groups::WhenClaimed } else { Groups::AtOnce };
+        let ready = self.prepare(&spec.id, spec.namespaces(), groups).await?;
         self.claim(ready, spec).await
     }
 
     /// The first half of [`Self::create`]: everything that need not know whose sandbox it will be. Nothing foreign reaches
     /// what this makes before it is claimed; whoever wants it no more removes it by its id.
-    pub async fn prepare(&self, id: &SandboxId, namespaces: Namespaces) -> Result<ReadySandbox, SandboxError> {
-        self.or_remove(id, self.make_ready(id, namespaces)).await
+    pub async fn prepare(
+        &self,
+        id: &SandboxId,
+        namespaces: Namespaces,
+        groups: Groups,
+    ) -> Result<ReadySandbox, SandboxError> {
+        self.or_remove(id, self.make_ready(id, namespaces, groups)).await
     }
 
     /// The second half: the sandbox becomes that of a pod. It must have been prepared under the same id and namespaces.
@@ -151,16 +159,25 @@ impl ProcessSandboxes {
         }
     }
 
-    async fn make_ready(&self, id: &SandboxId, namespaces: Namespaces) -> Result<ReadySandbox, SandboxError> {
+    async fn make_ready(
+        &self,
+        id: &SandboxId,
+        namespaces: Namespaces,
+        groups: Groups,
+    ) -> Result<ReadySandbox, SandboxError> {
         let node = &self.node;
         let (directory, group, socket_path) = (node.sandbox_dir(id), node.own_group(id), node.agent_socket(id));
         let (listener, cgroup) = blocking("prepare the sandbox", move || {
             make_private_dir(&directory)?;
-            group.create()?;
-            let agent_group = group.child("agent");
-            agent_group.create()?;
-            // On v2 the agent is born in its group.
-            Ok((socket::listen(&socket_path, Kind::Stream)?, agent_group.open_unified()?))
+            let cgroup = match groups {
+                Groups::AtOnce => {
+                    group.create_pod()?;
+                    // On v2 the agent is born in its group.
+                    group.of_agent().open_unified()?
+                }
+                Groups::WhenClaimed => None,
+            };
+            Ok((socket::listen(&socket_path, Kind::Stream)?, cgroup))
         })
         .await?;
         let agent = node.zygote.create(id, namespaces, listener, cgroup).await?;
@@ -170,7 +187,7 @@ impl ProcessSandboxes {
             identity.kill();
         });
         let (connection, task, events) = greeting?;
-        Ok(ReadySandbox { id: id.clone(), namespaces, pid: agent.pid, identity, connection, task, events })
+        Ok(ReadySandbox { id: id.clone(), namespaces, groups, pid: agent.pid, identity, connection, task, events })
     }
 
     /// Waits until a fresh agent answers: from then on it is found by its socket, whoever looks for it.
@@ -187,27 +204,32 @@ impl ProcessSandboxes {
 
     async fn make_pods(&self, ready: ReadySandbox, spec: &SandboxSpec) -> Result<Arc<ProcessSandbox>, SandboxError> {
         let node = &self.node;
-        let ReadySandbox { id, namespaces, pid, mut identity, connection, task, events } = ready;
+        let ReadySandbox { id, namespaces, groups, pid, mut identity, connection, task, events } = ready;
         if id != spec.id || namespaces != spec.namespaces() {
             return Err(SandboxError::Invalid { why: format!("sandbox {id} was made for another kind of pod") });
         }
         let (own_group, directory) = (node.own_group(&id), node.sandbox_dir(&id));
-        let parent = spec.cgroup_parent.as_deref().filter(|parent| !parent.is_empty()).map(cgroup::parent_path);
-        let parent = parent.transpose().map_err(SandboxError::io("read the cgroup parent"))?;
+        let parent = spec.parent().map(cgroup::parent_path).transpose();
+        let parent = parent.map_err(SandboxError::io("read the cgroup parent"))?;
         let (hierarchies, instance) = (Arc::clone(&node.hierarchies), node.config.instance.clone());
         let (resources, user_namespace) = (spec.resources.clone(), spec.user_namespace.clone());
         let name = format!("{instance}-{id}");
         let (group, entrances) = blocking("give the sandbox its groups and users", move || {
             write_identity_maps(pid, &user_namespace)?;
+            let born_there = groups == Groups::AtOnce && parent.is_none();
             let group = match parent {
-                None => own_group,
                 Some(parent) => placed_below(&hierarchies, &parent.join(name), &directory)?,
+                None => {
+                    if groups == Groups::WhenClaimed {
+                        own_group.create_pod()?;
+                    }
+                    own_group
+                }
             };
             group.limit(&resources)?;
-            let agent_group = group.child("agent");
-            // Born in it on v2, unless its groups were made just now.
-            let there = !agent_group.has_version_1() && !directory.join(PLACEMENT).exists();
-            let entrances = if there { Vec::new() } else { agent_group.open_entrances()? };
+            let agent_group = group.of_agent();
+            let is_inside = born_there && !agent_group.has_version_1();
+            let entrances = if is_inside { Vec::new() } else { agent_group.open_entrances()? };
             Ok((group, entrances))
         })
         .await?;
@@ -228,9 +250,17 @@ impl ProcessSandboxes {
             _ => return Err(SandboxError::UnexpectedAnswer),
         }
         identity.become_root(spec.user_namespace.root());
-        let sandbox =
-            ProcessSandbox::assemble(id.clone(), Arc::clone(node), group, identity, connection, task, events)?;
-        if spec.cgroup_parent.is_some() {
+        let sandbox = ProcessSandbox::assemble(SandboxParts {
+            id: id.clone(),
+            node: Arc::clone(node),
+            group,
+            identity,
+            connection,
+            connection_task: task,
+            events,
+            found: Vec::new(),
+        })?;
+        if groups == Groups::AtOnce && spec.parent().is_some() {
             let unused = node.own_group(&id);
             blocking("remove the groups that the sandbox was prepared in", move || unused.remove()).await?;
         }
@@ -255,8 +285,17 @@ impl ProcessSandboxes {
         // It answered after its pidfd was opened, so that the pidfd is its own and not a successor's.
         let root = mapped_root(pid).map_err(SandboxError::io("read the agent's identity map"))?;
         let identity = Identity::of(pid, pidfd, root)?;
-        events.restore(state);
-        ProcessSandbox::assemble(id.clone(), Arc::clone(node), group, identity, connection, task, events)
+        events.restore(state.exits);
+        ProcessSandbox::assemble(SandboxParts {
+            id: id.clone(),
+            node: Arc::clone(node),
+            group,
+            identity,
+            connection,
+            connection_task: task,
+            events,
+            found: state.running,
+        })
     }
 
     /// Ids of the sandboxes of which anything exists.
@@ -267,11 +306,15 @@ impl ProcessSandboxes {
 
     /// Kills and removes every sandbox of this instance that is not to be kept; says what it removed.
     pub async fn reconcile(&self, keep: &HashSet<SandboxId>) -> Result<Vec<String>, SandboxError> {
-        let mut removed = Vec::new();
-        for id in self.list().await?.difference(keep) {
-            removed.extend(self.node.remove_leftover(id).await?);
-        }
-        Ok(removed)
+        let all = self.list().await?;
+        let removal = |id: &SandboxId| {
+            let (node, id) = (Arc::clone(&self.node), id.clone());
+            async move { node.remove_leftover(&id).await }
+        };
+        let removals: Vec<_> = all.difference(keep).map(removal).collect();
+        let removals = futures_util::stream::iter(removals).buffer_unordered(REMOVALS_AT_ONCE);
+        let removed: Vec<Vec<String>> = removals.try_collect().await?;
+        Ok(removed.concat())
     }
 
     /// Kills and removes one sandbox of which only its id is known; nothing there is no error.
@@ -451,8 +494,7 @@ fn placed_below(hierarchies: &Arc<[Hierarchy]>, path: &Path, directory: &Path) -
     if !made.is_empty() {
         Placement { path: path.to_owned(), made }.write(directory)?;
     }
-    group.create()?;
-    group.child("agent").create()?;
+    group.create_pod()?;
     Ok(group)
 }
 

@@ -128,7 +128,22 @@ pub struct Namespaces {
     pub host_ipc: bool,
 }
 
+/// When a sandbox's control groups are made. It may be claimed by any pod in any case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Groups {
+    /// With its agent, below the instance's: for a pod whose groups nobody else keeps.
+    #[default]
+    AtOnce,
+    /// When it is known below whose they belong. Groups made elsewhere would be made, and taken away, for nothing.
+    WhenClaimed,
+}
+
 impl SandboxSpec {
+    /// Below whose group its own hangs, where that is not the instance's.
+    pub(crate) fn parent(&self) -> Option<&str> {
+        self.cgroup_parent.as_deref().filter(|parent| !parent.is_empty())
+    }
+
     /// The namespaces that it shares with the host, and those of its own.
     #[must_use]
     pub fn namespaces(&self) -> Namespaces {

@@ -63,7 +63,7 @@ impl ProcessSandbox {
     /// Starts a container; returns once its program runs.
     pub async fn start_container(&self, spec: ContainerSpec) -> Result<Started, StartError> {
         spec.check()?;
-        let group = self.group().child(&format!("c-{}", spec.name));
+        let group = self.group().of_container(&spec.name);
         if group.exists() {
             self.clear_earlier_run(&spec.name, group.clone()).await?;
         }
@@ -168,7 +168,7 @@ impl ProcessSandbox {
 
     /// Runs a command beside a container's own process, under the same limits and restrictions.
     pub async fn exec(&self, container: &str, spec: ExecSpec) -> Result<ExecProcess, StartError> {
-        let group = self.group().child(&format!("c-{container}"));
+        let group = self.group().of_container(container);
         let absent = |error: SandboxError| match error {
             SandboxError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => {
                 SandboxError::NoSuchContainer { container: container.to_owned() }

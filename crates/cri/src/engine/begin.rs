@@ -42,9 +42,12 @@ impl Engine {
     ) -> Result<String, CallError> {
         pod.ready()?;
         for known in self.containers_of(pod) {
-            let other = known.record().config.unwrap_or_default();
-            if other.metadata == config.metadata {
-                if other == config {
+            let (named, same) = known.read(|record| {
+                let other = record.config.as_ref();
+                (other.is_some_and(|other| other.metadata == config.metadata), other == Some(&config))
+            });
+            if named {
+                if same {
                     return Ok(known.id.clone());
                 }
                 let why = format!("container {} has this name and attempt already; remove it first", known.id);
@@ -72,7 +75,7 @@ impl Engine {
         // What cannot be started is better refused now.
         self.translated(&container).await?.command_line().map_err(sampan_runtime::RuntimeError::from)?;
         self.table.put_container(&record)?;
-        locked(&self.containers).insert(id.clone(), Arc::clone(&container));
+        self.add_container(&container);
         self.tell(&id, ContainerEventType::ContainerCreatedEvent, pod);
         Ok(id)
     }

@@ -111,7 +111,7 @@ impl Engine {
         let work = async move {
             engine.kill(&container).await?;
             engine.table.remove_container(&container.id)?;
-            locked(&engine.containers).remove(&container.id);
+            engine.drop_container(&container);
             engine.tell(&container.id, ContainerEventType::ContainerDeletedEvent, &container.pod);
             Ok(String::new())
         };

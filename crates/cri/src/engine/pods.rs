@@ -14,8 +14,9 @@ use crate::records::PodRecord;
 use crate::service::is_handler;
 use crate::translate;
 
-fn name_of(metadata: &PodSandboxMetadata) -> String {
-    let PodSandboxMetadata { name, uid, namespace, attempt } = metadata;
+/// What a caller calls a pod. No two pods are called the same.
+pub(super) fn name_of(metadata: Option<&PodSandboxMetadata>) -> String {
+    let Some(PodSandboxMetadata { name, uid, namespace, attempt }) = metadata else { return String::new() };
     format!("{namespace}/{name}/{uid}/{attempt}")
 }
 
@@ -29,7 +30,7 @@ impl Engine {
             let why = format!("runtime handler {:?} is not known; leave it empty", request.runtime_handler);
             return Err(CallError::Invalid(why).into());
         }
-        let name = name_of(&metadata);
+        let name = name_of(Some(&metadata));
         let engine = Arc::clone(self);
         let handler = request.runtime_handler;
         self.once(format!("run {name}"), async move { engine.make_pod(name, config, handler).await }).await
@@ -41,10 +42,12 @@ impl Engine {
         config: PodSandboxConfig,
         runtime_handler: String,
     ) -> Result<String, CallError> {
-        let same_name = |pod: &Arc<PodEntry>| pod.config().metadata.as_ref().is_some_and(|it| name_of(it) == name);
-        let known = self.all_pods();
-        if let Some(pod) = known.iter().find(|pod| same_name(pod)) {
-            if pod.live().is_some() && pod.config() == config {
+        let (named, count) = {
+            let pods = locked(&self.pods);
+            (pods.by_name.get(&name).cloned(), pods.by_id.len())
+        };
+        if let Some(pod) = named {
+            if pod.live().is_some() && pod.read(|record| record.config.as_ref() == Some(&config)) {
                 return Ok(pod.id.clone());
             }
             return Err(CallError::Taken(format!(
@@ -52,7 +55,7 @@ impl Engine {
                 pod.id
             )));
         }
-        if known.len() >= PODS_MAX {
+        if count >= PODS_MAX {
             return Err(CallError::Exhausted(format!("there are {PODS_MAX} pod sandboxes; remove finished ones")));
         }
         let id = new_id()?;
@@ -73,7 +76,7 @@ impl Engine {
             return Err(error.into());
         }
         let pod = PodEntry::new(record, Some(Arc::clone(&live)));
-        locked(&self.pods).insert(id.clone(), Arc::clone(&pod));
+        self.add_pod(&pod);
         let events = live.sandbox().events();
         self.follow(Arc::clone(&pod), &live, events);
         self.tell(&id, ContainerEventType::ContainerCreatedEvent, &pod);
@@ -102,10 +105,10 @@ impl Engine {
         let containers = self.containers_of(pod);
         self.table.remove_pod(&pod.id)?;
         for container in &containers {
-            locked(&self.containers).remove(&container.id);
+            self.drop_container(container);
             self.tell(&container.id, ContainerEventType::ContainerDeletedEvent, pod);
         }
-        locked(&self.pods).remove(&pod.id);
+        self.drop_pod(pod);
         self.tell(&pod.id, ContainerEventType::ContainerDeletedEvent, pod);
         self.runtime.forget(&translate::pod_uid(&pod.id))?;
         Ok(String::new())

@@ -1,6 +1,6 @@
 //! Taking up what a daemon before this one left running.
 //!
-//! What the table calls ready and the journal knows is adopted, all pods at once; what has ended meanwhile is told by the
+//! What the table calls ready and the journal knows is adopted, many pods at once; what has ended meanwhile is told by the
 //! agents, which kept it; what neither knows any more (the machine was restarted) has ended without anybody seeing it.
 
 use std::collections::{HashMap, HashSet};
@@ -10,10 +10,12 @@ use sampan_image::{ProgressSender, PullPolicy};
 use sampan_kit::error_chain::ErrorChain;
 use sampan_runtime::journal::SandboxRow;
 use sampan_runtime::pod::Pod;
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use super::{ContainerEntry, Engine, PodEntry, locked, nanoseconds};
+use super::{ContainerEntry, Engine, PodEntry, nanoseconds};
 use crate::error::CallError;
+use crate::limits::ADOPTIONS_AT_ONCE;
 use crate::records::{ContainerRecord, Phase, PodRecord};
 use crate::translate;
 
@@ -30,12 +32,18 @@ impl Engine {
         for container in containers {
             by_pod.entry(container.pod_id.clone()).or_default().push(container);
         }
+        // As many as there are pods would only make as many threads, which wait for each other.
+        let turns = Arc::new(Semaphore::new(ADOPTIONS_AT_ONCE));
         let mut adoptions = JoinSet::new();
         for record in pods {
             let row = rows.remove(&translate::pod_uid(&record.id));
             let containers = by_pod.remove(&record.id).unwrap_or_default();
-            let engine = Arc::clone(self);
-            adoptions.spawn(async move { engine.take_up(record, row, containers).await });
+            let (engine, turns) = (Arc::clone(self), Arc::clone(&turns));
+            adoptions.spawn(async move {
+                // Nobody closes it.
+                let _turn = turns.acquire().await;
+                engine.take_up(record, row, containers).await
+            });
         }
         while let Some(adopted) = adoptions.join_next().await {
             adopted.map_err(|_panic| CallError::Broken)??;
@@ -58,7 +66,7 @@ impl Engine {
         self: Arc<Self>,
         record: PodRecord,
         row: Option<SandboxRow>,
-        containers: Vec<ContainerRecord>,
+        mut containers: Vec<ContainerRecord>,
     ) -> Result<(), CallError> {
         let live = match row {
             Some(row) => self.adopt(&record, row).await,
@@ -70,14 +78,14 @@ impl Engine {
             self.table.put_pod(&record)?;
         }
         let pod = PodEntry::new(record, live.clone());
-        locked(&self.pods).insert(pod.id.clone(), Arc::clone(&pod));
+        self.add_pod(&pod);
+        containers.sort_by_key(|record| record.created_at);
         for record in containers {
             let mut images = Vec::new();
             // Kept from being removed as long as the container is there; one that is missing is missed at the start.
             let held = self.images.ensure(&record.image_id, PullPolicy::Never, ProgressSender::none()).await;
             images.extend(held.ok());
-            let container = ContainerEntry::new(record, Arc::clone(&pod), images);
-            locked(&self.containers).insert(container.id.clone(), container);
+            self.add_container(&ContainerEntry::new(record, Arc::clone(&pod), images));
         }
         self.settle(&pod, live).await
     }
@@ -108,8 +116,8 @@ impl Engine {
         let mut running = HashMap::new();
         if let Some(live) = live {
             let mut events = live.sandbox().events();
-            running.extend(live.running_containers().await?);
-            // Every end before that answer is told by now.
+            // Every end before its agent said so is told by now.
+            running.extend(live.found_containers().iter().cloned());
             while let Ok(event) = events.try_recv() {
                 if !self.take(pod, Some(&live), event).await {
                     running.clear();
@@ -122,8 +130,11 @@ impl Engine {
                 (Phase::Running, None) => self.note_lost(&container, NOBODY_SAW)?,
                 // The daemon died between the start and its note.
                 (Phase::Created, Some(since)) => self.change(&container, |record| {
-                    record.set_phase(Phase::Running);
-                    record.started_at = nanoseconds(*since);
+                    // Its end may have been told meanwhile.
+                    if record.phase() == Phase::Created {
+                        record.set_phase(Phase::Running);
+                        record.started_at = nanoseconds(*since);
+                    }
                 })?,
                 _ => {}
             }

@@ -1,6 +1,7 @@
 //! How pods and containers are described.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use super::{ContainerEntry, Engine, PodEntry};
 use crate::proto::v1::{
@@ -25,22 +26,23 @@ fn container_state(phase: Phase) -> ContainerState {
 
 impl Engine {
     pub(crate) fn list_pods(&self, filter: &PodSandboxFilter) -> Vec<PodSandbox> {
-        let all = self.all_pods();
-        let described = all.iter().filter_map(|pod| {
-            let record = pod.record();
-            let config = record.config.clone().unwrap_or_default();
-            let state = pod_state(&record);
-            filter.takes(&record.id, state, &config.labels).then(|| PodSandbox {
-                id: record.id,
-                metadata: config.metadata,
-                state: state.into(),
-                created_at: record.created_at,
-                labels: config.labels,
-                annotations: config.annotations,
-                runtime_handler: record.runtime_handler,
+        let (all, none) = (self.all_pods(), HashMap::new());
+        let described = |pod: &Arc<PodEntry>| {
+            pod.read(|record| {
+                let (config, state) = (record.config.as_ref(), pod_state(record));
+                let labels = config.map_or(&none, |config| &config.labels);
+                filter.takes(&record.id, state, labels).then(|| PodSandbox {
+                    id: record.id.clone(),
+                    metadata: config.and_then(|config| config.metadata.clone()),
+                    state: state.into(),
+                    created_at: record.created_at,
+                    labels: labels.clone(),
+                    annotations: config.map_or(&none, |config| &config.annotations).clone(),
+                    runtime_handler: record.runtime_handler.clone(),
+                })
             })
-        });
-        described.collect()
+        };
+        all.iter().filter_map(described).collect()
     }
 
     pub(crate) fn pod_status(&self, pod: &PodEntry) -> PodSandboxStatus {
@@ -77,25 +79,26 @@ impl Engine {
     }
 
     pub(crate) fn list_containers(&self, filter: &ContainerFilter) -> Vec<Container> {
-        let all = self.all_containers();
-        let described = all.iter().filter_map(|container| {
-            let record = container.record();
-            let state = container_state(record.phase());
-            let config = record.config.unwrap_or_default();
-            filter.takes(&record.id, &record.pod_id, state, &config.labels).then(|| Container {
-                id: record.id,
-                pod_sandbox_id: record.pod_id,
-                metadata: config.metadata,
-                image: config.image,
-                image_ref: record.image_ref,
-                state: state.into(),
-                created_at: record.created_at,
-                labels: config.labels,
-                annotations: config.annotations,
-                image_id: record.image_id,
+        let (all, none) = (self.all_containers(), HashMap::new());
+        let described = |container: &Arc<ContainerEntry>| {
+            container.read(|record| {
+                let (config, state) = (record.config.as_ref(), container_state(record.phase()));
+                let labels = config.map_or(&none, |config| &config.labels);
+                filter.takes(&record.id, &record.pod_id, state, labels).then(|| Container {
+                    id: record.id.clone(),
+                    pod_sandbox_id: record.pod_id.clone(),
+                    metadata: config.and_then(|config| config.metadata.clone()),
+                    image: config.and_then(|config| config.image.clone()),
+                    image_ref: record.image_ref.clone(),
+                    state: state.into(),
+                    created_at: record.created_at,
+                    labels: labels.clone(),
+                    annotations: config.map_or(&none, |config| &config.annotations).clone(),
+                    image_id: record.image_id.clone(),
+                })
             })
-        });
-        described.collect()
+        };
+        all.iter().filter_map(described).collect()
     }
 
     pub(crate) fn container_status(&self, container: &ContainerEntry) -> ContainerStatus {

@@ -1,7 +1,9 @@
 //! Namespaces shared with the host and between containers, given identity maps, and where groups hang.
 
 use anyhow::{Context, Result, ensure};
-use sampan_sandbox::{ExecSpec, GroupsPolicy, IdMap, ProcessNamespace, SandboxError, StartError, User, UserNamespace};
+use sampan_sandbox::{
+    ExecSpec, Groups, GroupsPolicy, IdMap, ProcessNamespace, SandboxError, StartError, User, UserNamespace,
+};
 
 use crate::host::{Host, PATIENCE, chain};
 
@@ -177,7 +179,7 @@ async fn a_cgroup_parent(host: &mut Host) -> Result<()> {
         spec.resources.memory_limit_bytes = Some(256 << 20);
         let pod = host.pod_of(spec).await?;
         let group = root.join(&place).join(format!("{}-{id}", host.instance));
-        ensure!(group.join("agent").is_dir(), "{} is missing", group.display());
+        ensure!(group.is_dir(), "{} is missing", group.display());
         ensure!(!root.join(&host.instance).join(id.as_str()).exists(), "it has moved");
         let started = pod.start(pod.container("main", &["/bin/sleep", "1000"])?).await?;
         let groups = std::fs::read_to_string(format!("/proc/{}/cgroup", started.pid))?;
@@ -195,22 +197,41 @@ async fn a_cgroup_parent(host: &mut Host) -> Result<()> {
 }
 
 async fn a_ready_sandbox_is_claimed(host: &mut Host) -> Result<()> {
-    let spec = host.spec()?;
-    let ready = host.sandboxes.prepare(&spec.id, spec.namespaces()).await.map_err(chain)?;
-    ensure!(ready.is_alive() && ready.id() == &spec.id);
-    let mut pod = crate::host::Pod::new(host.sandboxes.claim(ready, spec).await.map_err(chain)?);
-    let (code, said) = pod.run("hostname").await?;
-    ensure!((code, said.as_str()) == (0, "testpod\n"), "{code} {said}");
-    pod.destroy().await?;
+    let root = memory_hierarchy()?;
+    let outer = format!("{}-kubepods", host.instance);
+    // Whatever is prepared suits every pod, the unlikely one too.
+    for groups in [Groups::AtOnce, Groups::WhenClaimed] {
+        for parent in [None, Some(format!("/{outer}"))] {
+            let mut spec = host.spec()?;
+            let own = root.join(&host.instance).join(spec.id.as_str());
+            let ready = host.sandboxes.prepare(&spec.id, spec.namespaces(), groups).await.map_err(chain)?;
+            ensure!(ready.is_alive() && ready.id() == &spec.id);
+            ensure!(own.exists() == (groups == Groups::AtOnce), "{groups:?}: {}", own.display());
+            let place = match &parent {
+                Some(_) => root.join(&outer).join(format!("{}-{}", host.instance, spec.id)),
+                None => own.clone(),
+            };
+            let has_parent = parent.is_some();
+            spec.cgroup_parent = parent;
+            let mut pod = crate::host::Pod::new(host.sandboxes.claim(ready, spec).await.map_err(chain)?);
+            ensure!(place.is_dir() && own.exists() != has_parent, "{groups:?}: {}", place.display());
+            let (code, said) = pod.run("hostname").await?;
+            ensure!((code, said.as_str()) == (0, "testpod\n"), "{code} {said}");
+            pod.destroy().await?;
+            ensure!(!place.exists() && !own.exists() && !root.join(&outer).exists());
+        }
+    }
 
-    let unclaimed = host.spec()?;
-    let ready = host.sandboxes.prepare(&unclaimed.id, unclaimed.namespaces()).await.map_err(chain)?;
-    drop(ready);
-    let removed = host.sandboxes.remove(&unclaimed.id).await.map_err(chain)?;
-    ensure!(removed.len() >= 3, "agent, groups and run directory: {removed:?}");
+    for (groups, least) in [(Groups::AtOnce, 3), (Groups::WhenClaimed, 2)] {
+        let unclaimed = host.spec()?;
+        let ready = host.sandboxes.prepare(&unclaimed.id, unclaimed.namespaces(), groups).await.map_err(chain)?;
+        drop(ready);
+        let removed = host.sandboxes.remove(&unclaimed.id).await.map_err(chain)?;
+        ensure!(removed.len() >= least, "agent, run directory, and groups that there are: {removed:?}");
+    }
 
     let another = host.spec()?;
-    let ready = host.sandboxes.prepare(&another.id, another.namespaces()).await.map_err(chain)?;
+    let ready = host.sandboxes.prepare(&another.id, another.namespaces(), Groups::AtOnce).await.map_err(chain)?;
     let mut other_kind = another;
     other_kind.user_namespace = UserNamespace::Host;
     ensure!(host.sandboxes.claim(ready, other_kind).await.is_err());
