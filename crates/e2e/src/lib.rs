@@ -5,6 +5,7 @@
 
 pub mod fixtures;
 pub mod harness;
+pub mod kubelet;
 pub mod leaks;
 pub mod link;
 pub mod neighbour;

@@ -12,6 +12,8 @@ use tempfile::TempDir;
 
 /// Where critest looks for its images.
 const REGISTRY_PORT: u16 = 5000;
+/// Where nobody listens (RFC 863): what would go to the world ends there.
+const NOWHERE: &str = "http://127.0.0.1:9";
 /// How long anything may take to begin or to end.
 const PATIENCE: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(50);
@@ -26,14 +28,15 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    pub(crate) fn start(program: &Path, push: &Path) -> anyhow::Result<Self> {
+    /// Starts both. The registries `mirrored` are answered for by ours, and cannot be reached themselves.
+    pub(crate) fn start(program: &Path, push: &Path, mirrored: &[&str]) -> anyhow::Result<Self> {
         let taken = TcpStream::connect((Ipv4Addr::LOCALHOST, REGISTRY_PORT)).is_ok();
         ensure!(!taken, "critest: 127.0.0.1:{REGISTRY_PORT} is in use, where the images have to be; end what uses it");
         let folder = tempfile::Builder::new().prefix("sampan-critest-").tempdir()?;
         let instance = format!("critest-{}", std::process::id());
         let mut running = Self { before: Traces::global()?, folder, instance, registry: None, service: None };
         running.start_registry(push)?;
-        running.start_service(program)?;
+        running.start_service(program, mirrored)?;
         Ok(running)
     }
 
@@ -61,7 +64,7 @@ impl Running {
         Ok(())
     }
 
-    fn start_service(&mut self, program: &Path) -> anyhow::Result<()> {
+    fn start_service(&mut self, program: &Path, mirrored: &[&str]) -> anyhow::Result<()> {
         let log = self.log("serve.log")?;
         let socket = self.socket();
         let mut command = Command::new(program);
@@ -75,9 +78,22 @@ impl Running {
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log);
+        for registry in mirrored {
+            command.arg("--registry-mirror").arg(format!("{registry}=127.0.0.1:{REGISTRY_PORT}"));
+        }
+        if !mirrored.is_empty() {
+            command.env("HTTPS_PROXY", NOWHERE).env("HTTP_PROXY", NOWHERE);
+        }
         let service = self.service.insert(command.spawn().with_context(|| format!("start {}", program.display()))?);
         until(service, "the service is ready", || socket.exists())
             .with_context(|| fs::read_to_string(self.folder.path().join("serve.log")).unwrap_or_default())
+    }
+
+    /// What the service has complained of.
+    pub(crate) fn complaints(&self) -> String {
+        let log = fs::read_to_string(self.folder.path().join("serve.log")).unwrap_or_default();
+        let said = log.lines().filter(|line| line.contains("WARN") || line.contains("ERROR"));
+        said.collect::<Vec<_>>().join("\n")
     }
 
     pub(crate) fn folder(&self) -> &Path {
