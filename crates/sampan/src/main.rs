@@ -16,13 +16,14 @@ mod progress;
 mod serve;
 mod terminal;
 
-use std::process::ExitCode;
-
 use cli::{Command, Parsed};
 use failure::Failure;
 
-fn main() -> ExitCode {
-    let outcome = cli::parse(std::env::args_os()).and_then(|parsed| match parsed {
+fn main() {
+    if let Some(outcome) = serve::run_zygote(std::env::args_os()) {
+        leave(return_of(outcome));
+    }
+    leave(cli::parse(std::env::args_os()).and_then(|parsed| match parsed {
         Parsed::Text(text) => output::print(&text).map(|()| 0),
         Parsed::Cli(cli) => match cli.command {
             Command::Serve(args) => return_of(serve::run(args)),
@@ -30,7 +31,11 @@ fn main() -> ExitCode {
             Command::Internal(args) => return_of(serve::internal(args)),
             command => client_command(command, cli.socket, cli.namespace),
         },
-    });
+    }))
+}
+
+/// Ends with an outcome's code, and the one line that says why.
+fn leave(outcome: Result<i32, Failure>) -> ! {
     let code = outcome.unwrap_or_else(|failure| {
         if let Some(line) = &failure.line {
             output::note(line);

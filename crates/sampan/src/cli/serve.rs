@@ -204,11 +204,9 @@ pub(crate) struct InternalArgs {
     pub(crate) descriptor: Vec<String>,
 }
 
-/// The processes of the service beside its supervisor.
+/// The processes of the service beside its supervisor and the zygote, which reads its line by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Role {
-    /// Clones the agents of pods; single-threaded.
-    Zygote,
     /// Everything else.
     Daemon,
 }

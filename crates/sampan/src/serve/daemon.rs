@@ -35,8 +35,8 @@ const PREDECESSOR_PAUSE: Duration = Duration::from_millis(100);
 pub(crate) fn run(args: &InternalArgs) -> anyhow::Result<()> {
     set_parent_process_death_signal(Some(rustix::process::Signal::TERM))
         .context("the daemon cannot be bound to its supervisor")?;
-    let ready = descriptor(args, "ready")?;
-    let keeper = DescriptorKeeper::open(descriptor(args, "keeper")?)
+    let ready = descriptor(&args.descriptor, "ready")?;
+    let keeper = DescriptorKeeper::open(descriptor(&args.descriptor, "keeper")?)
         .context("the daemon cannot take over what the supervisor holds for it")?;
     mount::enter_private_namespace().context("the daemon cannot have mounts of its own")?;
     let filter = EnvFilter::try_from_env("SAMPAN_LOG").unwrap_or_else(|_unset| EnvFilter::new("info"));

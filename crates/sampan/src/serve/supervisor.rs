@@ -40,6 +40,8 @@ const RESTART_DELAY: (Duration, Duration) = (Duration::from_millis(50), Duration
 const RESTART_FORGIVEN_AFTER: Duration = Duration::from_secs(60);
 /// The same for one that had become ready: readers of images that are still arriving wait for its successor.
 const RESTART_FORGIVEN_READY_AFTER: Duration = Duration::from_millis(200);
+/// A child that was ready, and lived this long, is started again at once: it did not die of how it begins.
+const RESTART_AT_ONCE_AFTER: Duration = Duration::from_secs(1);
 /// How long a daemon that has closed its end of everything may take to be gone.
 const SILENCE_MAX: Duration = Duration::from_millis(300);
 /// How long a killed child is waited for at the end of the service.
@@ -128,12 +130,14 @@ impl Process {
 
     fn died(&mut self) {
         self.child = None;
-        let enough = if self.is_ready { RESTART_FORGIVEN_READY_AFTER } else { RESTART_FORGIVEN_AFTER };
-        self.is_ready = false;
-        if self.since.elapsed() >= enough {
+        let (was_ready, lived) = (std::mem::take(&mut self.is_ready), self.since.elapsed());
+        let enough = if was_ready { RESTART_FORGIVEN_READY_AFTER } else { RESTART_FORGIVEN_AFTER };
+        if lived >= enough {
             self.delay.reset();
         }
-        self.due = Some(Instant::now() + self.delay.fail());
+        let at_once = was_ready && lived >= RESTART_AT_ONCE_AFTER;
+        let delay = if at_once { Duration::ZERO } else { self.delay.fail() };
+        self.due = Some(Instant::now() + delay);
     }
 
     fn pid(&self) -> Option<Pid> {
