@@ -64,6 +64,8 @@ const _: () = assert!(LOG_PIECE_BYTES < LOG_PIECE_BYTES_UNPACKED_MAX, "or no pie
 pub const LOG_LINE_BYTES_MAX: usize = (16 << 10) + 128;
 /// Bytes of log handed to a client at once.
 pub const LOG_CHUNK_BYTES: usize = 64 << 10;
+/// News of growing logs read at once.
+pub const LOG_CHANGES_BYTES: usize = 4 << 10;
 /// Processes and threads of one container, execs included: a fork bomb takes nothing from its neighbours. Kubernetes has
 /// no field for it; podman's default is 2048, the usual `podPidsLimit` of clusters 1024 to 4096.
 pub const PIDS_MAX: u64 = 4096;

@@ -19,7 +19,7 @@ use sampan_streaming::PortConnector;
 use tokio::sync::watch;
 
 use crate::limits::TAKE_UP_MAX;
-use crate::logs::{Query, Reader, Stream};
+use crate::logs::{self, Query, Reader, Stream};
 use crate::node::Node;
 use crate::worker::{ContainerView, View};
 
@@ -120,7 +120,12 @@ impl NodeLink for Node {
             timestamps: options.timestamps,
             limit_bytes: options.limit_bytes,
         };
-        let follow = options.follow.then(|| (view, options.container.clone(), attempt));
+        let follow = options.follow.then(|| logs::Followed {
+            changes: Arc::clone(&self.services.log_changes),
+            view,
+            container: options.container.clone(),
+            attempt,
+        });
         let reader = match Reader::open(&path, query, follow).await {
             Ok(reader) => reader,
             // A run that failed before its program began has no log.

@@ -4,22 +4,23 @@
 //! What a client gets are the bytes that the container wrote. Source: Kubernetes' CRI logging design
 //! (`pkg/kubelet/kuberuntime/logs`).
 
+pub(crate) mod changes;
 pub(crate) mod pieces;
 
 use std::collections::VecDeque;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use jiff::Timestamp;
-use rustix::fs::inotify;
 use tokio::fs::File;
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
-use tokio::net::unix::pipe::Receiver;
 use tokio::sync::watch;
 
 use crate::limits::{LOG_CHUNK_BYTES, LOG_LINE_BYTES_MAX, TERMINATION_LOG_BYTES_MAX, TERMINATION_LOG_LINES_MAX};
 use crate::worker::View;
+use changes::Changes;
 use pieces::Piece;
 
 /// Which of a container's streams.
@@ -211,10 +212,16 @@ pub(crate) struct Reader {
 
 /// What a follower waits for.
 struct Follow {
-    changes: Receiver,
-    view: watch::Receiver<View>,
-    container: String,
-    attempt: u32,
+    run: Followed,
+    watch: changes::Watch,
+}
+
+/// The run whose log is followed, and where its state is seen.
+pub(crate) struct Followed {
+    pub(crate) changes: Arc<Changes>,
+    pub(crate) view: watch::Receiver<View>,
+    pub(crate) container: String,
+    pub(crate) attempt: u32,
 }
 
 /// A piece as a file, unpacked off the event loop.
@@ -224,18 +231,10 @@ async fn unpacked(piece: Piece) -> io::Result<File> {
 }
 
 impl Reader {
-    /// Opens a log; `follow` names the container and run to be followed and where its state is seen.
-    pub(crate) async fn open(
-        path: &Path,
-        query: Query,
-        follow: Option<(watch::Receiver<View>, String, u32)>,
-    ) -> io::Result<Self> {
+    /// Opens a log, to follow it where a run is given.
+    pub(crate) async fn open(path: &Path, query: Query, follow: Option<Followed>) -> io::Result<Self> {
         let follow = match follow {
-            Some((view, container, attempt)) => {
-                let changes = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
-                inotify::add_watch(&changes, path, CHANGES)?;
-                Some(Follow { changes: Receiver::from_owned_fd_unchecked(changes)?, view, container, attempt })
-            }
+            Some(run) => Some(Follow { watch: run.changes.watch(path).await?, run }),
             None => None,
         };
         let mut pieces: VecDeque<Piece> = pieces::open_all(path)?.into();
@@ -278,7 +277,7 @@ impl Reader {
                 continue;
             }
             match &mut self.follow {
-                Some(follow) if !ended => follow.wait().await?,
+                Some(follow) if !ended => follow.wait().await,
                 _ => break,
             }
         }
@@ -296,8 +295,8 @@ impl Reader {
     /// Finds the pieces after the one that is read.
     async fn go_on(&mut self) -> io::Result<()> {
         let own = self.file.metadata().await?;
-        if let Some(follow) = &self.follow {
-            inotify::add_watch(&follow.changes, &self.path, CHANGES)?;
+        if let Some(follow) = &mut self.follow {
+            follow.watch = follow.run.changes.watch(&self.path).await?;
         }
         let mut pieces = pieces::open_all(&self.path)?;
         // One that is no longer there was packed or removed: what is written now is still worth reading.
@@ -329,35 +328,28 @@ async fn tail(mut pieces: VecDeque<Piece>, mut lines: u64, stream: Stream) -> io
     }
 }
 
-/// More of it, or another in its place.
-const CHANGES: inotify::WatchFlags = inotify::WatchFlags::MODIFY.union(inotify::WatchFlags::MOVE_SELF);
-
 impl Follow {
     /// The run is over, and with it its log: the agent reports an end only after the last byte is written.
     fn has_ended(&self) -> bool {
-        let view = self.view.borrow();
-        let closed = self.view.has_changed().is_err();
+        let Followed { view, container, attempt, .. } = &self.run;
+        let closed = view.has_changed().is_err();
+        let view = view.borrow();
         let running = view
             .containers
-            .get(&self.container)
-            .is_some_and(|container| container.attempt == self.attempt && (container.running || !container.started));
+            .get(container)
+            .is_some_and(|container| container.attempt == *attempt && (container.running || !container.started));
         closed || !running
     }
 
-    async fn wait(&mut self) -> io::Result<()> {
+    async fn wait(&mut self) {
         tokio::select! {
-            ready = self.changes.readable() => {
-                ready?;
-                let mut events = [0_u8; 4096];
-                while self.changes.try_read(&mut events).is_ok_and(|read| read > 0) {}
-            }
-            changed = self.view.changed() => {
+            () = self.watch.changed() => {}
+            changed = self.run.view.changed() => {
                 if changed.is_err() {
                     tracing::trace!("the pod's worker ended");
                 }
             }
         }
-        Ok(())
     }
 }
 

@@ -71,7 +71,9 @@ impl Node {
         let allocatable = machine.allocatable();
         let seccomp_dir = config.data_dir.join("seccomp");
         let node_name = machine.name;
-        let services = Services { store, runtime, images, node_name, host_ip, allocatable, seccomp_dir };
+        let log_changes = Arc::default();
+        let services =
+            Services { store, runtime, images, node_name, host_ip, allocatable, seccomp_dir, log_changes };
         let services = Arc::new(services);
         Ok(Self { services, workers: Arc::default(), recovered: Arc::new(watch::Sender::new(false)) })
     }

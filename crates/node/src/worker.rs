@@ -59,6 +59,8 @@ pub(crate) struct Services {
     pub(crate) allocatable: (i64, i64),
     /// Where the node's own seccomp profiles are.
     pub(crate) seccomp_dir: std::path::PathBuf,
+    /// Tells who follows a log that there is more.
+    pub(crate) log_changes: Arc<crate::logs::changes::Changes>,
 }
 
 /// What a worker is told.
