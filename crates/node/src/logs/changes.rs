@@ -58,7 +58,8 @@ impl Changes {
     pub(crate) async fn watch(&self, path: &Path) -> io::Result<Watch> {
         let begin = || async {
             let inotify = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
-            let shared = Arc::new(Shared { inotify: Receiver::from_owned_fd_unchecked(inotify)?, files: Mutex::default() });
+            let shared =
+                Arc::new(Shared { inotify: Receiver::from_owned_fd_unchecked(inotify)?, files: Mutex::default() });
             let task = tokio::spawn(listen(Arc::clone(&shared)));
             Ok::<_, io::Error>(Listening { shared, task })
         };
