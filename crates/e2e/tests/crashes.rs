@@ -173,12 +173,16 @@ fn a_new_zygote_makes_new_instances(service: &Service) -> Result<()> {
     witnesses.are_known()
 }
 
-/// Processes of a pod's agent: what lies in the group beside those of its containers.
+/// Processes of a pod's agent: what lies in the pod's own group, or in the one beside those of its containers.
 fn agents(service: &Service) -> Result<Vec<Pid>> {
     let mut agents = Vec::new();
     let own = format!("/{}/", service.instance);
     let folders = folders_below(Path::new("/sys/fs/cgroup"))?;
-    for folder in folders.iter().filter(|folder| folder.contains(&own) && folder.ends_with("/agent")) {
+    let is_agents = |folder: &&String| {
+        let below = folder.split_once(&own).map(|(_, below)| below.strip_suffix("/agent").unwrap_or(below));
+        below.is_some_and(|id| !id.contains('/'))
+    };
+    for folder in folders.iter().filter(is_agents) {
         let procs = fs::read_to_string(Path::new(folder).join("cgroup.procs"))?;
         agents.extend(procs.lines().filter_map(|line| Pid::from_raw(line.parse().ok()?)));
     }
