@@ -56,6 +56,8 @@ pub(crate) struct RuntimePeers {
     pub(crate) runc: Option<PathBuf>,
     /// The folder with the CNI plug-ins.
     pub(crate) plugins: Option<PathBuf>,
+    /// Which asks both sides for pods.
+    pub(crate) kubelet: Option<PathBuf>,
 }
 
 impl RuntimePeers {
@@ -67,7 +69,10 @@ impl RuntimePeers {
         let folder = |path: PathBuf| path.parent().map(Path::to_owned);
         let containerd2 = missing.note("containerd 2", containerd2()).and_then(folder);
         let plugins = missing.note("CNI plug-ins", plugins());
-        Ok((Self { containerd2, runc, plugins }, missing.0))
+        let kubelet = find("kubelet", |_path| true);
+        let kubelet = kubelet.with_context(|| format!("put it into {} or on the PATH", cache().display()));
+        let kubelet = missing.note("kubelet", kubelet);
+        Ok((Self { containerd2, runc, plugins, kubelet }, missing.0))
     }
 }
 

@@ -3,7 +3,7 @@
 //! - [`sides`]: who is measured; [`node`]: a running one; [`client`]: the one client of the Container Runtime Interface that drives
 //!   both. [`pause`]: the first process of containerd's pods. [`meter`]: memory and processor time.
 //! - Groups, each with its bounds: [`cli`], [`pods`] (one at a time, many at once, until very many run), [`exec`], [`memory`], [`standing`]
-//!   (figures of pods, and what a service with pods costs that nobody asks), [`restart`].
+//!   (figures of pods, and what a service with pods costs that nobody asks), [`restart`], [`kubelet`].
 //!
 //! Every group starts its sides anew and ends them; then nothing that bears their names may be left on the machine, which is a
 //! figure like the others.
@@ -11,6 +11,7 @@
 mod cli;
 mod client;
 mod exec;
+mod kubelet;
 mod memory;
 mod meter;
 mod node;
@@ -65,7 +66,7 @@ pub(crate) struct Selection {
 /// A group of figures, and how it is measured.
 type Group = (&'static str, fn(&Stage) -> Result<Vec<Figure>>);
 
-const GROUPS: [Group; 8] = [
+const GROUPS: [Group; 9] = [
     ("cli", cli::measure),
     ("one", pods::one),
     ("fifty", pods::fifty),
@@ -74,6 +75,7 @@ const GROUPS: [Group; 8] = [
     ("memory", memory::measure),
     ("standing", standing::measure),
     ("restart", restart::measure),
+    ("kubelet", kubelet::measure),
 ];
 
 fn group_names() -> PossibleValuesParser {

@@ -33,6 +33,10 @@ pub(super) trait Kind {
     fn started(&mut self, _pid: u32) -> Result<()> {
         Ok(())
     }
+    /// The network namespace that its pods are reached from, if it is not the host's.
+    fn network(&self) -> Option<&File> {
+        None
+    }
     /// A command that brings the image, of a side that does not pull it itself.
     fn bring(&self, _folder: &Path) -> Vec<Command> {
         Vec::new()
@@ -77,6 +81,15 @@ impl<'a> Node<'a> {
 
     pub(super) fn name(&self) -> &'static str {
         self.kind.name()
+    }
+
+    pub(super) fn socket(&self) -> PathBuf {
+        self.kind.socket(&self.folder)
+    }
+
+    /// The network namespace that its pods are reached from, if it is not the host's.
+    pub(super) fn network(&self) -> Result<Option<File>> {
+        Ok(self.kind.network().map(File::try_clone).transpose()?)
     }
 
     pub(super) fn client(&self) -> Result<&Client> {
@@ -129,6 +142,16 @@ impl<'a> Node<'a> {
         self.runtime.block_on(self.client()?.down_all(pods, at_once))
     }
 
+    /// How many pods are ready and how many containers run.
+    pub(super) fn running(&self) -> Result<(usize, usize)> {
+        self.runtime.block_on(self.client()?.running())
+    }
+
+    /// Takes away whatever pods there are.
+    pub(super) fn clear(&self) -> Result<()> {
+        self.runtime.block_on(self.client()?.clear())
+    }
+
     /// Kills the daemon and gives the time until `count` pods and containers are listed as running again.
     pub(super) fn kill_and_wait(&mut self, count: usize) -> Result<Duration> {
         let line = |pid: &u32| fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
@@ -151,7 +174,7 @@ impl<'a> Node<'a> {
             self.launch()?;
         }
         loop {
-            let running = self.runtime.block_on(self.client()?.running())?;
+            let running = self.running()?;
             if running == (count, count) {
                 return Ok(begin.elapsed());
             }

@@ -173,6 +173,10 @@ impl Kind for Containerd {
         Ok(())
     }
 
+    fn network(&self) -> Option<&File> {
+        self.network.as_ref()
+    }
+
     fn bring(&self, folder: &Path) -> Vec<Command> {
         let pull = |image: &str| {
             let mut command = Command::new(self.programs.join("ctr"));
