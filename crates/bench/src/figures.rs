@@ -2,7 +2,7 @@
 
 mod pull;
 mod pull_and_run;
-mod read;
+pub(crate) mod read;
 pub(crate) mod turns;
 mod warm_run;
 

@@ -3,6 +3,7 @@
 //! - [`subjects`]: the images and their ready commands. [`cells`]: what can be measured. [`bounds`]: what is promised of it.
 //! - [`site`]: registry and links. [`convert`]: images as the loaders want them; [`indexed`]: what other nodes of ours have published.
 //! - [`measure`]: one cold start; [`download`]: none.
+//! - [`reading`] and [`memory`]: what an image costs that is arriving, or has arrived, below an instance.
 //!
 //! Only what the chosen bounds compare is measured, in turns, round by round. A peer that is missing or fails keeps nobody else
 //! from being measured: its bounds then have no verdict, and say why.
@@ -13,6 +14,8 @@ mod convert;
 mod download;
 mod indexed;
 mod measure;
+mod memory;
+mod reading;
 mod site;
 mod subjects;
 
@@ -38,7 +41,7 @@ use subjects::SUBJECTS;
 #[derive(Debug, Args)]
 pub(crate) struct Selection {
     /// Measure what these bounds compare (default: all bounds); comma-separated.
-    #[arg(long, value_name = "BOUNDS", value_delimiter = ',', value_parser = PossibleValuesParser::new(bounds::GROUPS))]
+    #[arg(long, value_name = "BOUNDS", value_delimiter = ',', value_parser = group_names())]
     only: Vec<String>,
     /// Only these images; comma-separated.
     #[arg(long, value_name = "IMAGES", value_delimiter = ',', value_parser = image_names())]
@@ -49,6 +52,15 @@ pub(crate) struct Selection {
     /// Only these engines; comma-separated.
     #[arg(long, value_name = "ENGINES", value_delimiter = ',', value_parser = engine_names())]
     engines: Vec<String>,
+}
+
+/// Groups of figures that are no cold starts, of the image [`LARGE`].
+const READING: &str = "reading";
+const MEMORY: &str = "memory";
+const LARGE: &str = "python";
+
+fn group_names() -> PossibleValuesParser {
+    bounds::GROUPS.into_iter().chain([READING, MEMORY]).into()
 }
 
 fn image_names() -> PossibleValuesParser {
@@ -66,11 +78,20 @@ impl Selection {
         chosen(&self.images, cell.image) && chosen(&self.engines, cell.who.name()) && link
     }
 
+    fn wants_group(&self, name: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|only| only == name)
+    }
+
+    /// The same for a group that is measured with [`LARGE`].
+    fn wants_of_large(&self, name: &str) -> bool {
+        self.wants_group(name) && (self.images.is_empty() || self.images.iter().any(|image| image == LARGE))
+    }
+
     /// The bounds that are asked for. One is left out when its own side was not chosen.
     fn bounds(&self, pushed: &BTreeMap<&str, Pushed>) -> Vec<Bound> {
         let size = |subject: &subjects::Subject| pushed.get(subject.name).map_or(0, Pushed::compressed_bytes);
         let mut bounds = bounds::all(size);
-        bounds.retain(|bound| self.only.is_empty() || self.only.iter().any(|only| only == bound.group));
+        bounds.retain(|bound| self.wants_group(bound.group));
         bounds
     }
 
@@ -94,7 +115,8 @@ pub(crate) fn run(
     let mut pushed = BTreeMap::new();
     for subject in &SUBJECTS {
         interrupt::check()?;
-        if named.iter().any(|cell| cell.image == subject.name && selection.wants(cell)) {
+        let is_large = subject.name == LARGE && [READING, MEMORY].iter().any(|group| selection.wants_of_large(group));
+        if is_large || named.iter().any(|cell| cell.image == subject.name && selection.wants(cell)) {
             pushed.insert(subject.name, site.push(subject)?);
         }
     }
@@ -103,6 +125,14 @@ pub(crate) fn run(
     let chosen =
         bounds.iter().filter(|bound| selection.wants(&bound.ours) && measured.contains_key(&bound.ours.name()));
     let mut figures: Vec<Figure> = chosen.map(|bound| bound.judge(&measured)).collect();
+    if let Some(large) = pushed.get(LARGE) {
+        if selection.wants_of_large(READING) {
+            figures.extend(reading::measure(&site, large, runs).context("measure reading")?);
+        }
+        if selection.wants_of_large(MEMORY) {
+            figures.extend(memory::measure(&site, selection, large).context("measure memory")?);
+        }
+    }
     print_medians(&measured)?;
     figures.extend(measured.iter().flat_map(|(name, outcome)| as_figures(name, outcome)));
     Ok((figures, missing))

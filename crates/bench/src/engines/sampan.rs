@@ -120,6 +120,34 @@ impl Sampan {
         self.get(&format!("/api/v1/nodes/{name}/proxy/metrics"))
     }
 
+    /// Whether all of an image is here.
+    pub(crate) fn has_whole(&self, reference: &str) -> Result<bool> {
+        let answer = self.client().args(["image", "inspect", "--output", "json", reference]).output()?;
+        ensure!(answer.status.success(), "{reference}: {}", String::from_utf8_lossy(&answer.stderr));
+        let image: serde_json::Value = serde_json::from_slice(&answer.stdout)?;
+        let layers = image["layers"].as_array().context("an image without layers")?;
+        Ok(layers.iter().all(|layer| layer["complete"] == true))
+    }
+
+    /// The process that does the work: neither the supervisor nor what clones agents.
+    pub(crate) fn daemon(&self) -> Result<u32> {
+        let folder = self.folder.as_os_str().as_encoded_bytes();
+        let is_meant = |line: &[u8]| {
+            let mut words = line.split(|byte| *byte == 0).skip(1);
+            let is_daemon = words.next() == Some(b"internal") && words.next() == Some(b"daemon");
+            is_daemon && line.windows(folder.len()).any(|window| window == folder)
+        };
+        for entry in fs::read_dir("/proc")? {
+            let entry = entry?;
+            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+            // Processes end while we look at them.
+            if fs::read(entry.path().join("cmdline")).is_ok_and(|line| is_meant(&line)) {
+                return Ok(pid);
+            }
+        }
+        bail!("the daemon of {} is not to be seen", self.folder.display())
+    }
+
     fn remove_instances(&self) -> Result<()> {
         let names = self.client().args(["ps", "--all", "--quiet"]).output()?;
         let names = String::from_utf8_lossy(&names.stdout).into_owned();

@@ -1,5 +1,7 @@
 //! Reading the whole tree of a complete image, as an instance's root, beside the same tree on ext4 below overlayfs.
 //!
+//! Also for others who have a tree to compare with its copy ([`compare`]).
+//!
 //! Both are read by the same small program (`tree-reader`) in a process of its own, which times itself. Ours is entered
 //! through the running instance's root directory; the peer's is a copy of it, made file by file.
 
@@ -19,7 +21,7 @@ use crate::footprint::remove_folder;
 use crate::report::{Figure, Unit};
 
 /// What the worst of them may take beside ext4.
-const BOUND: f64 = 1.05;
+pub(crate) const BOUND: f64 = 1.05;
 
 /// The magic number of ext4's superblock (include/uapi/linux/magic.h).
 const EXT4_SUPER_MAGIC: i64 = 0xef53;
@@ -29,7 +31,10 @@ const LOOP_BYTES: u64 = 4 << 30;
 
 /// One way of reading: its name, what the reader is asked for, whether nothing may be cached before, and how often it is
 /// measured for one slow run.
-const WAYS: [(&str, &str, bool, u32); 5] = [
+pub(crate) type Way = (&'static str, &'static str, bool, u32);
+
+/// All of them.
+pub(crate) const WAYS: [Way; 5] = [
     ("cold", "read", true, 1),
     ("warm", "read", false, 3),
     ("find", "find", true, 3),
@@ -43,11 +48,18 @@ pub(super) fn measure(bench: &Bench) -> Result<Vec<Figure>> {
     must(&mut sampan.pull(&bench.reference))?;
     let ours = instance_root(&sampan, &bench.reference)?;
     let peer = Copied::of(&ours, &bench.work().join("ext4"))?;
-    let roots = [ours.as_path(), peer.root.as_path()];
+    let figures = compare("read/", [&ours, &peer.root], &WAYS, bench.runs, BOUND)?;
+    drop(peer);
+    sampan.stop()?;
+    Ok(figures)
+}
+
+/// Reads two trees that are the same, ours first, in each of these ways, in turns. `prefix` is what the figures' names begin with.
+pub(crate) fn compare(prefix: &str, roots: [&Path; 2], ways: &[Way], runs: u32, bound: f64) -> Result<Vec<Figure>> {
     let mut figures = Vec::new();
-    for (name, mode, cold, factor) in WAYS {
+    for &(name, mode, cold, factor) in ways {
         let mut seen = [None, None];
-        let series = turns::take(bench.runs * factor, &["sampan", "ext4+overlay"], |side| {
+        let series = turns::take(runs * factor, &["sampan", "ext4+overlay"], |side| {
             if cold {
                 drop_caches()?;
             } else {
@@ -60,20 +72,18 @@ pub(super) fn measure(bench: &Bench) -> Result<Vec<Figure>> {
         ensure!(seen[0] == seen[1], "the trees differ: ours has {:?} files and bytes, the copy {:?}", seen[0], seen[1]);
         let [ours, peer] = series.as_slice() else { continue };
         figures.push(Figure::compare(
-            format!("read/{name}"),
+            format!("{prefix}{name}"),
             Unit::Milliseconds,
             ours,
             ("ext4+overlay", peer),
-            Some(BOUND),
+            Some(bound),
         ));
     }
-    drop(peer);
-    sampan.stop()?;
     Ok(figures)
 }
 
 /// Starts an instance that does nothing and finds its root directory by its command line.
-fn instance_root(sampan: &Sampan, reference: &str) -> Result<PathBuf> {
+pub(crate) fn instance_root(sampan: &Sampan, reference: &str) -> Result<PathBuf> {
     let seconds = format!("86400.{}", std::process::id());
     must(sampan.client().args(["run", "--detach", "--name", "tree", reference, "sleep", &seconds]))?;
     let line = format!("sleep\0{seconds}\0");
@@ -83,13 +93,14 @@ fn instance_root(sampan: &Sampan, reference: &str) -> Result<PathBuf> {
 }
 
 /// What the reader says of one pass.
-struct Pass {
+pub(crate) struct Pass {
     taken: Duration,
     files: u64,
     bytes: u64,
 }
 
-fn read(mode: &str, root: &Path) -> Result<Pass> {
+/// One pass over a tree.
+pub(crate) fn read(mode: &str, root: &Path) -> Result<Pass> {
     let reader = std::env::current_exe()?.with_file_name("tree-reader");
     // At real-time priority, so that it is the file systems that are compared, not the machine's other work.
     let output = Command::new("chrt").args(["--fifo", "10"]).arg(&reader).arg(mode).arg(root).output();
@@ -102,13 +113,13 @@ fn read(mode: &str, root: &Path) -> Result<Pass> {
 }
 
 /// The same tree on ext4, below overlayfs with an empty upper directory.
-struct Copied {
+pub(crate) struct Copied {
     folder: PathBuf,
-    root: PathBuf,
+    pub(crate) root: PathBuf,
 }
 
 impl Copied {
-    fn of(tree: &Path, folder: &Path) -> Result<Self> {
+    pub(crate) fn of(tree: &Path, folder: &Path) -> Result<Self> {
         let this = Self { folder: folder.to_owned(), root: folder.join("root") };
         fs::create_dir_all(&this.root)?;
         let ext4 = folder.join("ext4");

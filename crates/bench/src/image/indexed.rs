@@ -43,14 +43,21 @@ pub(super) fn publish(site: &Site, who: Who, pushed: &Pushed) -> Result<()> {
 
 fn publish_index(site: &Site, pushed: &Pushed) -> Result<()> {
     let reference = push(site, Who::Index, pushed)?;
+    publish_indexes(site, &[reference])
+}
+
+/// Makes the indexes of images in the registry and publishes them beside these.
+pub(super) fn publish_indexes(site: &Site, references: &[String]) -> Result<()> {
     let mut node = site.sampan("index-builder", site.registry.address());
     node.start()?;
     if !site.fleet_key().is_file() {
         must(node.client().args(["image", "keys", "generate", "--fleet"]))?;
         fs::copy(node.fleet_key(), site.fleet_key()).context("keep the fleet's key")?;
     }
-    must(node.client().args(["image", "index", &reference]))?;
-    must(node.client().args(["image", "push-index", &reference]))?;
+    for reference in references {
+        must(node.client().args(["image", "index", reference]))?;
+        must(node.client().args(["image", "push-index", reference]))?;
+    }
     node.stop()
 }
 

@@ -139,7 +139,7 @@ pub(super) fn once(site: &Site, cell: &Cell, pushed: &Pushed) -> Result<Sample> 
     Ok(sample)
 }
 
-fn engine(site: &Site, who: Who, registry: &str) -> Result<Box<dyn Engine>> {
+pub(super) fn engine(site: &Site, who: Who, registry: &str) -> Result<Box<dyn Engine>> {
     let containerd = || site.peers.containerd2.as_deref().context("there is no containerd 2");
     let plain = |snapshotter| -> Result<Containerd> {
         Ok(Containerd::new(Generation::Two, containerd()?, snapshotter, site.work()))
