@@ -6,6 +6,8 @@ use std::time::Duration;
 pub const DEPTH_MAX: usize = 2048;
 /// Symbolic links followed on the way to one entry, as the kernel has it (`MAXSYMLINKS`).
 pub const SYMLINKS_FOLLOWED_MAX: usize = 40;
+/// Files of so many bytes, one chunk, are read with their neighbours where images stand on loop devices; larger ones alone.
+pub const SMALL_FILE_BYTES_MAX: u64 = crate::tree::CHUNK_BYTES;
 /// Bytes of one blob: an EROFS device counts 2³² blocks of 4 KiB.
 pub const BLOB_BYTES_MAX: u64 = 16 << 40;
 /// Uncompressed bytes of one layer unless configured otherwise.

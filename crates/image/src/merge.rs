@@ -7,7 +7,7 @@
 //! Device nodes become empty files that nobody may open, with [`DEVICE_XATTR`] telling what they were: a mount handed to a
 //! container must not carry devices (a container with CAP_SYS_ADMIN in its user namespace can take `nodev` back).
 
-use crate::limits::SYMLINKS_FOLLOWED_MAX;
+use crate::limits::{SMALL_FILE_BYTES_MAX, SYMLINKS_FOLLOWED_MAX};
 use crate::tree::{BLOCK_BYTES, Child, Directory, Inode, Kind, LayerTree, Name};
 use sampan_oci::layer::display_name;
 use std::collections::{BTreeMap, HashMap};
@@ -28,11 +28,14 @@ pub enum MergeError {
     LinkTargetMissing { entry: String, target: String },
     #[error("tar entry {entry} is a hard link to the directory {target} of a lower layer")]
     LinkToDirectory { entry: String, target: String },
-    #[error("the image has more than 65,535 layers with data")]
+    #[error("the image has more layers with data than 65,535 devices are enough for")]
     TooManyDevices,
 }
 
 /// One image: the EROFS tree, its devices, and which layer each device's blob belongs to (the first device is number 1).
+///
+/// A layer with small and with large files has two devices, both its blob: small files on the first, large ones on the second,
+/// so that they can be read in different ways (docs/decisions/0021-two-devices.md).
 #[derive(Debug)]
 pub struct Merged {
     pub tree: sampan_erofs::Tree,
@@ -272,8 +275,15 @@ fn neutralised(inode: &Inode, letter: char, major: u32, minor: u32) -> sampan_er
 /// The blobs that visible files need, numbered in the order in which they were met.
 struct Devices {
     layouts: Vec<Option<(Vec<u64>, u64)>>,
-    numbers: HashMap<usize, u16>,
+    numbers: HashMap<usize, Numbers>,
     order: Vec<usize>,
+}
+
+/// The devices of one layer.
+#[derive(Clone, Copy)]
+struct Numbers {
+    small: u16,
+    large: u16,
 }
 
 impl Devices {
@@ -287,18 +297,21 @@ impl Devices {
         tree: &LayerTree,
         content: usize,
     ) -> Result<Vec<sampan_erofs::Extent>, MergeError> {
-        let device = match self.numbers.get(&layer) {
-            Some(device) => *device,
+        let numbers = match self.numbers.get(&layer) {
+            Some(numbers) => *numbers,
             None => {
-                self.order.push(layer);
-                let device = u16::try_from(self.order.len()).ok().ok_or(MergeError::TooManyDevices)?;
-                self.numbers.insert(layer, device);
-                device
+                let is_small = |content: &crate::tree::Content| content.size <= SMALL_FILE_BYTES_MAX;
+                let has_both = tree.contents.iter().any(is_small) && !tree.contents.iter().all(is_small);
+                let small = self.number(layer)?;
+                let numbers = Numbers { small, large: if has_both { self.number(layer)? } else { small } };
+                self.numbers.insert(layer, numbers);
+                numbers
             }
         };
         let (offsets, _) = self.layouts[layer].get_or_insert_with(|| tree.blob_layout());
         let content_offset = offsets[content];
         let content = &tree.contents[content];
+        let device = if content.size <= SMALL_FILE_BYTES_MAX { numbers.small } else { numbers.large };
         let runs = content.runs(content_offset).into_iter();
         Ok(runs
             .map(|run| sampan_erofs::Extent {
@@ -308,6 +321,11 @@ impl Devices {
                 length: run.length.min(content.size - run.file_offset),
             })
             .collect())
+    }
+
+    fn number(&mut self, layer: usize) -> Result<u16, MergeError> {
+        self.order.push(layer);
+        u16::try_from(self.order.len()).ok().ok_or(MergeError::TooManyDevices)
     }
 
     fn finish(self, tags: &[String]) -> (Vec<sampan_erofs::Device>, Vec<usize>) {

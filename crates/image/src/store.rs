@@ -45,6 +45,7 @@ mod verify;
 
 pub use catalog::Image;
 pub use counters::ImageCounters;
+pub(crate) use mount::Reading;
 #[cfg(test)]
 pub(crate) use mount::{mount_files, mount_image, mount_loops};
 pub(crate) use paths::write_new;

@@ -19,6 +19,7 @@ const LOOP_MAJOR: u32 = 7;
 const LOOP_CONFIGURE: libc::c_ulong = 0x4C0A;
 const LOOP_CHANGE_FD: libc::c_ulong = 0x4C06;
 const LOOP_SET_DIRECT_IO: libc::c_ulong = 0x4C08;
+const LOOP_GET_STATUS64: libc::c_ulong = 0x4C05;
 const LOOP_CTL_GET_FREE: libc::c_ulong = 0x4C82;
 const LO_FLAGS_READ_ONLY: u32 = 1;
 const LO_FLAGS_AUTOCLEAR: u32 = 4;
@@ -45,6 +46,30 @@ struct LoopInfo {
     crypt_name: [u8; 64],
     encrypt_key: [u8; 32],
     init: [u64; 2],
+}
+
+impl LoopInfo {
+    fn new(flags: u32, name: &str) -> io::Result<Self> {
+        let mut file_name = [0; 64];
+        // The last byte stays zero.
+        let place = file_name.get_mut(..name.len()).filter(|place| place.len() < 64);
+        place.ok_or(io::ErrorKind::InvalidInput)?.copy_from_slice(name.as_bytes());
+        Ok(Self {
+            device: 0,
+            inode: 0,
+            rdevice: 0,
+            offset: 0,
+            size_limit: 0,
+            number: 0,
+            encrypt_type: 0,
+            encrypt_key_size: 0,
+            flags,
+            file_name,
+            crypt_name: [0; 64],
+            encrypt_key: [0; 32],
+            init: [0; 2],
+        })
+    }
 }
 
 /// `struct loop_config`.
@@ -84,6 +109,11 @@ pub struct LoopDevice {
 impl LoopDevice {
     /// Attaches `backing` to a free loop device.
     pub fn attach(backing: BorrowedFd<'_>, options: LoopOptions) -> io::Result<Self> {
+        Self::attach_as("", backing, options)
+    }
+
+    /// The same, and has the kernel remember a name of at most 63 bytes, whatever file is behind the device later.
+    pub fn attach_as(name: &str, backing: BorrowedFd<'_>, options: LoopOptions) -> io::Result<Self> {
         let control = OpenOptions::new().read(true).write(true).open("/dev/loop-control")?;
         let _taking = TAKING.lock().unwrap_or_else(PoisonError::into_inner);
         let mut last = io::Error::from_raw_os_error(libc::EBUSY);
@@ -92,7 +122,7 @@ impl LoopDevice {
             let number = unsafe { libc::ioctl(control.as_raw_fd(), LOOP_CTL_GET_FREE) };
             let number = u32::try_from(number).map_err(|_negative| io::Error::last_os_error())?;
             let (file, path) = open_device(number)?;
-            match configure(&file, backing, options) {
+            match configure(&file, backing, options, name) {
                 Ok(()) => return Ok(Self { file, path }),
                 Err(error) if error.raw_os_error() == Some(libc::EBUSY) => last = error,
                 Err(error) => return Err(error),
@@ -105,6 +135,18 @@ impl LoopDevice {
     #[must_use]
     pub fn path(&self) -> &std::path::Path {
         &self.path
+    }
+
+    /// What it was called when it was attached.
+    pub fn name(&self) -> io::Result<String> {
+        let mut info = LoopInfo::new(0, "")?;
+        // SAFETY: LOOP_GET_STATUS64 writes one `struct loop_info64`, which lives across the call.
+        let result = unsafe { libc::ioctl(self.file.as_raw_fd(), LOOP_GET_STATUS64, &raw mut info) };
+        if result != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let name = info.file_name.split(|byte| *byte == 0).next().unwrap_or_default();
+        Ok(String::from_utf8_lossy(name).into_owned())
     }
 
     /// Reads ahead as far as the disk below `backing` does, where that is further than a loop device does by itself.
@@ -222,7 +264,7 @@ fn open_device(number: u32) -> io::Result<(File, PathBuf)> {
     }
 }
 
-fn configure(device: &File, backing: BorrowedFd<'_>, options: LoopOptions) -> io::Result<()> {
+fn configure(device: &File, backing: BorrowedFd<'_>, options: LoopOptions, name: &str) -> io::Result<()> {
     let mut flags = LO_FLAGS_AUTOCLEAR;
     if options.read_only {
         flags |= LO_FLAGS_READ_ONLY;
@@ -230,21 +272,7 @@ fn configure(device: &File, backing: BorrowedFd<'_>, options: LoopOptions) -> io
     if options.direct_io {
         flags |= LO_FLAGS_DIRECT_IO;
     }
-    let info = LoopInfo {
-        device: 0,
-        inode: 0,
-        rdevice: 0,
-        offset: 0,
-        size_limit: 0,
-        number: 0,
-        encrypt_type: 0,
-        encrypt_key_size: 0,
-        flags,
-        file_name: [0; 64],
-        crypt_name: [0; 64],
-        encrypt_key: [0; 32],
-        init: [0; 2],
-    };
+    let info = LoopInfo::new(flags, name)?;
     let fd = u32::try_from(backing.as_raw_fd()).map_err(io::Error::other)?;
     let config = LoopConfig { fd, block_size: options.block_bytes, info, reserved: [0; 8] };
     // SAFETY: LOOP_CONFIGURE reads one `struct loop_config`, which lives across the call.

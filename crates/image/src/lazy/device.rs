@@ -5,6 +5,8 @@
 //!                      └── LOOP_CHANGE_FD ──▶ the local blob  once complete, under the live mount
 //! ```
 //!
+//! A layer with small and large files has two of them, which bear in the kernel how they are to be read in the end.
+//!
 //! - **Direct I/O.** A loop device that reads through the page cache of the file behind it does so in one worker: a read that
 //!   waits for the network would hold up every other one of that blob. With direct I/O reads are under way side by side, and
 //!   FUSE keeps no pages of its own ([decision 11](../../../../docs/decisions/0011-lazy-files.md)).
@@ -23,6 +25,11 @@ use std::path::Path;
 use sampan_sys::loop_device::{self, LoopDevice, LoopOptions};
 
 use super::connection::{FuseError, LazyFiles};
+use crate::store::Reading;
+
+/// The names of devices for small files, and for all others.
+const TOGETHER: &str = "sampan-together";
+const ALONE: &str = "sampan-alone";
 
 /// A read-only loop device over a file of [`LazyFiles`]. The kernel detaches it when this and every mount of it are gone.
 #[derive(Debug)]
@@ -31,15 +38,16 @@ pub(crate) struct LazyDevice {
 }
 
 impl LazyDevice {
-    /// The device of this number: one that is left from an earlier service, or a new one. `file` is what
-    /// [`LazyFiles::add`] opened. To be called after [`LazyFiles::resume`].
-    pub(crate) fn attach(files: &LazyFiles, number: u64, file: &File) -> Result<Self, FuseError> {
-        let survivors = survivors(files, number)?;
-        if let Some(device) = survivors.into_iter().next() {
-            return Ok(Self { device });
+    /// A device that is to be read so once the layer is complete: one of those that are `left` ([`survivors`]), or a new one. `file`
+    /// is what [`LazyFiles::add`] opened. To be called after [`LazyFiles::resume`].
+    pub(crate) fn attach(left: &mut Vec<LoopDevice>, file: &File, reading: Reading) -> Result<Self, FuseError> {
+        let readings = left.iter().map(reading_of).collect::<Result<Vec<_>, _>>()?;
+        if let Some(nth) = readings.iter().position(|found| *found == reading) {
+            return Ok(Self { device: left.swap_remove(nth) });
         }
         let options = LoopOptions { read_only: true, block_bytes: 4096, direct_io: true };
-        let device = LoopDevice::attach(file.as_fd(), options).map_err(FuseError::device("attach the"))?;
+        let name = if reading == Reading::Together { TOGETHER } else { ALONE };
+        let device = LoopDevice::attach_as(name, file.as_fd(), options).map_err(FuseError::device("attach the"))?;
         device.set_read_ahead(0).map_err(FuseError::device("tune the"))?;
         Ok(Self { device })
     }
@@ -63,18 +71,31 @@ pub(crate) fn mend_devices(files: &LazyFiles, number: u64, file: &File) -> Resul
 }
 
 /// Puts the complete blob `local`, of the same size, behind every device of this number, this service's and those left from
-/// earlier ones; gives the devices, for whoever knows how devices of complete blobs are tuned. They read directly still.
+/// earlier ones; gives the devices, for whoever knows how devices of complete blobs are tuned, with the way in which they are to
+/// be read. They read directly still.
 ///
 /// Nothing reads the file of that number through them afterwards. Blocks until reads that are under way have their answers.
-pub(crate) fn switch_devices(files: &LazyFiles, number: u64, local: &File) -> Result<Vec<LoopDevice>, FuseError> {
-    let devices = survivors(files, number)?;
-    for device in &devices {
+pub(crate) fn switch_devices(
+    files: &LazyFiles,
+    number: u64,
+    local: &File,
+) -> Result<Vec<(LoopDevice, Reading)>, FuseError> {
+    let mut devices = Vec::new();
+    for device in survivors(files, number)? {
         device.change_backing(local.as_fd()).map_err(FuseError::device("give the local file to the"))?;
+        let reading = reading_of(&device)?;
+        devices.push((device, reading));
     }
     Ok(devices)
 }
 
-fn survivors(files: &LazyFiles, number: u64) -> Result<Vec<LoopDevice>, FuseError> {
+fn reading_of(device: &LoopDevice) -> Result<Reading, FuseError> {
+    let name = device.name().map_err(FuseError::device("look at the"))?;
+    Ok(if name == TOGETHER { Reading::Together } else { Reading::Alone })
+}
+
+/// The devices of this number, of this service or left from an earlier one.
+pub(crate) fn survivors(files: &LazyFiles, number: u64) -> Result<Vec<LoopDevice>, FuseError> {
     let path = files.backing_path(number);
     loop_device::find(|backing| backing == path).map_err(FuseError::device("look for the"))
 }

@@ -20,6 +20,9 @@ pub(crate) const BACKGROUND_PAUSE_MAX: Duration = Duration::from_secs(10);
 /// How long after its beginning what is read of an image counts as its start: the background waits for readers who find what
 /// they read, too.
 pub(crate) const START_MAX: Duration = Duration::from_secs(20);
+/// How far is read ahead of an image that is still arriving, once its start is over: about one span. Before, nothing: a start
+/// touches single pages, and whatever else came with them would have to come first.
+pub(crate) const ARRIVING_READ_AHEAD_KIB: u32 = 256;
 /// Bytes of the compressed layer that the background asks for at a time, and how many of those ahead of what it unpacks.
 pub(crate) const BACKGROUND_PART_BYTES: u64 = 4 << 20;
 pub(crate) const BACKGROUND_PARTS_AHEAD: usize = 2;

@@ -63,6 +63,8 @@ pub(crate) struct Lazy {
     beginning: Mutex<()>,
     /// Held shared while a mount is made, and alone while the devices of a layer are switched.
     switching: RwLock<()>,
+    /// Held while it is decided how far an image reads ahead.
+    read_ahead: Mutex<()>,
     events: broadcast::Sender<ImageEvent>,
     begun: Begun,
     /// Taken when the store has been opened.
@@ -149,6 +151,7 @@ impl Lazy {
             layers: Mutex::default(),
             beginning: Mutex::default(),
             switching: RwLock::new(()),
+            read_ahead: Mutex::default(),
             events: broadcast::Sender::new(EVENTS_QUEUED),
             begun: Begun::default(),
             reports: Mutex::new(Some(reports)),

@@ -16,6 +16,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// The name of the file system, which its backing-device records bear too.
 const EROFS: &str = "erofs";
@@ -25,7 +26,7 @@ const EROFS_BLOCK_BYTES: u32 = 4096;
 const FSCONFIG_STRING_BYTES_MAX: usize = 255;
 
 impl Inner {
-    pub(super) fn mount(&self, image: &Image) -> Result<OwnedFd, ImageError> {
+    pub(super) fn mount(self: &Arc<Self>, image: &Image) -> Result<OwnedFd, ImageError> {
         let failed = |source| ImageError::Mount { reference: image.reference.clone(), source };
         // The catalog's lock comes before that of the mounts.
         let record = self.catalog().record(&image.id).map(|record| (record.devices.clone(), record.acls));
@@ -41,6 +42,9 @@ impl Inner {
         mounts.insert(image.id, kept);
         drop(mounts);
         self.hold_mounts();
+        if !self.is_whole(&image.id) {
+            self.read_ahead_after_start(image.id);
+        }
         Ok(given)
     }
 }
@@ -85,28 +89,40 @@ pub(crate) fn mount_files(files: &[PathBuf], acls: bool) -> io::Result<(OwnedFd,
 }
 
 pub(crate) fn mount_loops(files: &[PathBuf], acls: bool) -> io::Result<OwnedFd> {
-    let mut devices = Vec::with_capacity(files.len());
-    for (nth, path) in files.iter().enumerate() {
-        devices.push(attach(path, nth == 0)?);
-    }
+    let ways = std::iter::once(Reading::Together).chain(readings(files.get(1..).unwrap_or_default()));
+    let devices = files.iter().zip(ways).map(|(path, reading)| attach(path, reading));
+    let devices = devices.collect::<io::Result<Vec<_>>>()?;
     let names: Vec<PathBuf> = devices.iter().map(|device| device.path().to_owned()).collect();
     mount_names(&names, if acls { &[] } else { &["noacl"] })
 }
 
-/// Sets the loop device of a blob that is here as a whole to what reads it fastest. The metadata's only reads ahead: it is
-/// read in single blocks, which its file's page cache turns into few large reads.
-pub(crate) fn tune_complete_loop(device: &LoopDevice, backing: &File) -> io::Result<()> {
+/// How a file that is here as a whole is read through a loop device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reading {
+    /// Through its page cache, which turns many small reads into few large ones: metadata, small files.
+    Together,
+    /// Past its page cache, exactly what is wanted: large files.
+    Alone,
+}
+
+/// How the devices of an image are read that stand for these blobs: where one comes twice, small files are on the first.
+pub(super) fn readings<T: PartialEq>(blobs: &[T]) -> impl Iterator<Item = Reading> {
+    let comes_again = |(nth, blob): (usize, &T)| blobs.iter().skip(nth + 1).any(|later| later == blob);
+    blobs.iter().enumerate().map(move |numbered| if comes_again(numbered) { Reading::Together } else { Reading::Alone })
+}
+
+/// Sets the loop device of a file that is here as a whole to what reads it fastest.
+pub(crate) fn tune_complete_loop(device: &LoopDevice, backing: &File, reading: Reading) -> io::Result<()> {
     device.read_ahead_as(backing)?;
-    device.set_direct_io(true)
+    device.set_direct_io(reading == Reading::Alone)
 }
 
 /// A read-only loop device over a file that is here as a whole: the metadata, or a blob.
-pub(super) fn attach(path: &Path, is_metadata: bool) -> io::Result<LoopDevice> {
+pub(super) fn attach(path: &Path, reading: Reading) -> io::Result<LoopDevice> {
     let backing = File::open(path)?;
     let options = LoopOptions { read_only: true, block_bytes: EROFS_BLOCK_BYTES, direct_io: false };
     let device = LoopDevice::attach(backing.as_fd(), options)?;
-    let tuned = if is_metadata { device.read_ahead_as(&backing) } else { tune_complete_loop(&device, &backing) };
-    if let Err(error) = tuned {
+    if let Err(error) = tune_complete_loop(&device, &backing, reading) {
         tracing::debug!(path = %path.display(), %error, "a loop device is not as fast as it could be");
     }
     Ok(device)

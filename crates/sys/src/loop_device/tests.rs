@@ -19,7 +19,7 @@ fn another_file_takes_its_place_under_an_open_device() {
     let (second, second_path) = backing_file(folder.path(), "second", 2);
     let (short, _) = backing_file(folder.path(), "short", 3);
     let options = LoopOptions { read_only: true, block_bytes: 4096, direct_io: false };
-    let device = LoopDevice::attach(first.as_fd(), options).expect("needs root: attach");
+    let device = LoopDevice::attach_as("a name", first.as_fd(), options).expect("needs root: attach");
     let behind = |path: &Path| find(|found| found == path).expect("find").len();
     assert_eq!((behind(&first_path), behind(&second_path)), (1, 0));
 
@@ -28,6 +28,8 @@ fn another_file_takes_its_place_under_an_open_device() {
     device.file().read_exact_at(&mut bytes, 4096).expect("read");
     assert_eq!(bytes, [2; 4096]);
     assert_eq!((behind(&first_path), behind(&second_path)), (0, 1));
+    assert_eq!(device.name().expect("its name"), "a name");
+    LoopDevice::attach_as(&"n".repeat(64), first.as_fd(), options).expect_err("a longer name than fits");
     device.set_read_ahead(0).expect("no read-ahead");
     device.set_direct_io(true).expect("direct");
     device.file().read_exact_at(&mut bytes, 8192).expect("read");

@@ -35,8 +35,12 @@ fn a_device_goes_with_its_last_user() {
     let stage = stage::Stage::new(&files, &pattern, root.path());
     assert_eq!(files.survivors().expect("look"), [21]);
     let file = files.add(21, &pattern.file()).expect("add");
-    let again = LazyDevice::attach(&files, 21, &file).expect("attach");
+    let mut left = survivors(&files, 21).expect("look");
+    let again = LazyDevice::attach(&mut left, &file, Reading::Alone).expect("attach");
     assert_eq!(again.path(), stage.device, "one device for all mounts");
+    let other = LazyDevice::attach(&mut left, &file, Reading::Together).expect("attach");
+    assert_ne!(other.path(), stage.device, "small files have one of their own");
+    drop(other);
     drop((stage, file));
     assert_eq!(files.survivors().expect("look"), [21], "it is held still");
     drop(again);

@@ -18,6 +18,7 @@ use crate::store::registry::{Client, Origin};
 use sampan_kit::error_chain::ErrorChain;
 use sampan_oci::digest::Digest;
 use sampan_registry::Credentials;
+use std::collections::HashSet;
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
@@ -127,8 +128,14 @@ impl Inner {
     /// Has every layer on its way completed in the background.
     pub(crate) fn complete_adopted(self: &Arc<Self>) {
         self.sweep_lazy(&self.catalog());
+        let mut images = HashSet::new();
         for served in self.lazy.all() {
             super::start_completion(self, &served);
+            images.extend(self.catalog().images_with(&served.diff_id));
+        }
+        for image in images {
+            // The one before may have been killed while they started.
+            self.read_ahead_after_start(image);
         }
     }
 }

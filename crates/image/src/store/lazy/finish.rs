@@ -94,9 +94,9 @@ impl Lazy {
 
 fn move_devices(files: &LazyFiles, number: u64, blob: &File) -> Result<(), ImageError> {
     let devices = switch_devices(files, number, blob).map_err(|source| ImageError::Lazy { source: source.into() })?;
-    for device in devices {
+    for (device, reading) in devices {
         // A device that stays as it was is slower, and nothing else.
-        if let Err(error) = tune_complete_loop(&device, blob) {
+        if let Err(error) = tune_complete_loop(&device, blob, reading) {
             tracing::debug!(device = %device.path().display(), %error, "a loop device keeps its settings");
         }
     }
@@ -203,7 +203,7 @@ impl Inner {
                 let images = self.catalog().images_with(&diff_id);
                 let whole: Vec<Digest> = images.into_iter().filter(|image| self.is_whole(image)).collect();
                 for image in &whole {
-                    if let Err(error) = super::mount::read_ahead_again(&self.paths.metadata(image)) {
+                    if let Err(error) = self.read_ahead_again(image) {
                         tracing::debug!(%image, %error, "a mounted image reads nothing ahead");
                     }
                     // Instances that begin later get a mount on the files themselves.

@@ -1,28 +1,21 @@
 //! Mounting an image some of whose layers are still arriving.
 
 use super::super::Inner;
-use super::super::mount::{attach, mount_image, mount_names};
+use super::super::mount::{Reading, attach, mount_image, mount_names, readings};
 use super::super::paths::Paths;
 use super::Lazy;
-use crate::lazy::device::LazyDevice;
+use crate::lazy::device::{LazyDevice, survivors};
+use crate::lazy::limits::{ARRIVING_READ_AHEAD_KIB, START_MAX};
 use sampan_kit::error_chain::ErrorChain;
 use sampan_oci::digest::Digest;
-use sampan_sys::loop_device;
+use sampan_sys::loop_device::{self, LoopDevice};
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::PoisonError;
-
-/// Lets a file system whose layers have all arrived read ahead, as far as the disk below its metadata does: files that are
-/// opened from now on.
-pub(super) fn read_ahead_again(metadata: &Path) -> io::Result<()> {
-    let backing = File::open(metadata)?;
-    for device in loop_device::find(|path| path == metadata)? {
-        device.read_ahead_as(&backing)?;
-    }
-    Ok(())
-}
+use std::sync::{Arc, PoisonError};
 
 impl Lazy {
     /// A detached mount of metadata and blobs. Where a layer is still arriving, its device reads over FUSE, and all others are
@@ -35,20 +28,24 @@ impl Lazy {
             let files: Vec<PathBuf> = std::iter::once(metadata.to_owned()).chain(blobs()).collect();
             return mount_image(&files, acls);
         };
-        let metadata = attach(metadata, true)?;
-        // The whole file system reads ahead as its first device does; here that would fetch what nobody wants.
+        let metadata = attach(metadata, Reading::Together)?;
+        // The whole file system reads ahead as its first device does; a start would get what it does not want.
         metadata.set_read_ahead(0)?;
         let mut names = vec![metadata.path().to_owned()];
-        let (mut whole, mut lazy) = (vec![metadata], Vec::new());
-        for (served, blob) in arriving.iter().zip(blobs()) {
+        let (mut whole, mut lazy, mut left) = (vec![metadata], Vec::new(), HashMap::new());
+        for ((served, blob), reading) in arriving.iter().zip(blobs()).zip(readings(devices)) {
             match served.as_ref().and_then(|served| Some((served.layer.number, served.file.as_ref()?))) {
                 Some((number, file)) => {
-                    let device = LazyDevice::attach(files, number, file).map_err(io::Error::other)?;
+                    let left = match left.entry(number) {
+                        Entry::Occupied(found) => found.into_mut(),
+                        Entry::Vacant(place) => place.insert(survivors(files, number).map_err(io::Error::other)?),
+                    };
+                    let device = LazyDevice::attach(left, file, reading).map_err(io::Error::other)?;
                     names.push(device.path().to_owned());
                     lazy.push(device);
                 }
                 None => {
-                    let device = attach(&blob, false)?;
+                    let device = attach(&blob, reading)?;
                     names.push(device.path().to_owned());
                     whole.push(device);
                 }
@@ -60,6 +57,44 @@ impl Lazy {
 }
 
 impl Inner {
+    /// Has a mounted image that is still arriving read ahead when its start is over. What is read then comes in any case, sooner
+    /// or later, and a request for one page costs as much as one for many.
+    pub(crate) fn read_ahead_after_start(self: &Arc<Self>, image: Digest) {
+        let store = Arc::downgrade(self);
+        self.lazy.around.runtime.spawn(async move {
+            tokio::time::sleep(START_MAX).await;
+            let Some(inner) = store.upgrade() else { return };
+            let set = tokio::task::spawn_blocking(move || inner.read_ahead_while_arriving(&image)).await;
+            if let Ok(Err(error)) = set {
+                tracing::debug!(%image, %error, "an image that is arriving is read page by page");
+            }
+        });
+    }
+
+    /// Files that are opened from now on read ahead a little, unless the image is whole.
+    pub(crate) fn read_ahead_while_arriving(&self, image: &Digest) -> io::Result<()> {
+        let _one = self.lazy.read_ahead.lock().unwrap_or_else(PoisonError::into_inner);
+        // Whoever finds it whole sets more, then or later.
+        if self.is_whole(image) {
+            return Ok(());
+        }
+        self.metadata_devices(image)?.iter().try_for_each(|device| device.set_read_ahead(ARRIVING_READ_AHEAD_KIB))
+    }
+
+    /// Lets a file system whose layers have all arrived read ahead as far as the disk below its metadata does: files that are
+    /// opened from now on.
+    pub(crate) fn read_ahead_again(&self, image: &Digest) -> io::Result<()> {
+        let _one = self.lazy.read_ahead.lock().unwrap_or_else(PoisonError::into_inner);
+        let backing = File::open(self.paths.metadata(image))?;
+        self.metadata_devices(image)?.iter().try_for_each(|device| device.read_ahead_as(&backing))
+    }
+
+    /// The first devices of an image's mounts, by which its file systems read ahead.
+    fn metadata_devices(&self, image: &Digest) -> io::Result<Vec<LoopDevice>> {
+        let metadata = self.paths.metadata(image);
+        loop_device::find(|path| path == metadata)
+    }
+
     /// Has the mounts of images that are still arriving held beyond the end of this process; to be called when one is made, and
     /// when an image is whole or goes.
     pub(crate) fn hold_mounts(&self) {

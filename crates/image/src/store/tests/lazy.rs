@@ -5,6 +5,7 @@ mod contents;
 use super::*;
 use crate::index::{LayerIndex, front_range};
 use crate::lazy::event::ImageEvent;
+use crate::lazy::limits::ARRIVING_READ_AHEAD_KIB;
 use crate::lazy::source::{PublishedImage, PublishedLayer, RecordSource, SourceError, WantedImage};
 use crate::testing::compressed;
 use crate::testing::layout::{LayerBytes, TAR_GZIP};
@@ -12,6 +13,7 @@ use crate::testing::registry::{Fault, Registry};
 use async_trait::async_trait;
 use sampan_oci::media_type::Compression;
 use sampan_sys::keeper::{DescriptorKeeper, KeptDescriptors};
+use sampan_sys::loop_device;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::AtomicUsize;
 
@@ -176,6 +178,33 @@ async fn an_image_that_was_here_before_is_mounted_at_once_and_arrives_behind_its
     }
     assert_eq!(stage.folder("kept"), Vec::<String>::new(), "the blobs have indexes of their own");
     drop((mount, image));
+    store.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn nothing_is_read_ahead_for_a_start_and_more_when_it_is_over() {
+    if !is_possible() {
+        return;
+    }
+    let mut stage = Stage::new().await;
+    let store = stage.forgotten().await;
+    let image = stage.ensure(&store).await;
+    let _mount = store.mount(&image).unwrap();
+    let metadata = store.inner.paths.metadata(&image.id);
+    let read_ahead = || {
+        let device = loop_device::find(|path| path == metadata).unwrap().pop().unwrap();
+        let name = device.path().file_name().unwrap().to_owned();
+        let setting = Path::new("/sys/block").join(name).join("queue/read_ahead_kb");
+        fs::read_to_string(setting).unwrap().trim().parse::<u32>().unwrap()
+    };
+    assert_eq!(read_ahead(), 0);
+    store.inner.read_ahead_while_arriving(&image.id).unwrap();
+    assert_eq!(read_ahead(), ARRIVING_READ_AHEAD_KIB);
+    store.complete(&image).await.unwrap();
+    store.inner.read_ahead_again(&image.id).unwrap();
+    let whole = read_ahead();
+    store.inner.read_ahead_while_arriving(&image.id).unwrap();
+    assert_eq!(read_ahead(), whole, "whoever is late changes nothing");
     store.close().await;
 }
 

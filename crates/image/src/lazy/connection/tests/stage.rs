@@ -18,8 +18,9 @@ use sampan_sys::loop_device::{LoopDevice, LoopOptions};
 use sampan_sys::mount::FsContext;
 
 use super::super::LazyFiles;
-use crate::lazy::device::{LazyDevice, mend_devices};
+use crate::lazy::device::{LazyDevice, mend_devices, survivors};
 use crate::lazy::partial_file::{Answer, PartialFile};
+use crate::store::Reading;
 
 /// What is fetched at a time.
 const SPAN_BYTES: u64 = 256 << 10;
@@ -166,7 +167,8 @@ pub(in crate::lazy) fn attach(files: &LazyFiles, pattern: &Pattern) -> LazyDevic
     let file = files.add(pattern.number, &pattern.file()).expect("add");
     files.resume().expect("resume");
     mend_devices(files, pattern.number, &file).expect("mend");
-    LazyDevice::attach(files, pattern.number, &file).expect("attach")
+    let mut left = survivors(files, pattern.number).expect("look");
+    LazyDevice::attach(&mut left, &file, Reading::Alone).expect("attach")
 }
 
 /// An EROFS mount with one file, whose contents are one blob.
