@@ -35,7 +35,7 @@ pub enum MergeError {
 /// One image: the EROFS tree, its devices, and which layer each device's blob belongs to (the first device is number 1).
 ///
 /// A layer with small and with large files has two devices, both its blob: small files on the first, large ones on the second,
-/// so that they can be read in different ways (docs/decisions/0021-two-devices.md).
+/// so that they can be read in different ways (docs/decisions/0022-two-devices.md).
 #[derive(Debug)]
 pub struct Merged {
     pub tree: sampan_erofs::Tree,
