@@ -6,6 +6,7 @@
 //!
 //! Invariant: a target is a pure function of its bytes, so that an input that fails once fails always.
 
+mod archives;
 mod documents;
 mod images;
 pub mod mutation;
@@ -15,6 +16,7 @@ mod service;
 pub mod smoke;
 mod streams;
 
+pub use archives::docker_archive;
 pub use documents::{auth_file, cni, image_config, manifest, placement, quantity, reference, resolv_conf};
 pub use images::{erofs_image, layer_index, layer_tar};
 pub use published::{layer_toc, publication, start_pack, start_trace};
@@ -31,13 +33,14 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 26] = [
+pub const TARGETS: [Target; 27] = [
     Target { name: "agent_files", run: agent_files },
     Target { name: "api_body", run: api_body },
     Target { name: "api_patch", run: api_patch },
     Target { name: "api_selector", run: api_selector },
     Target { name: "auth_file", run: auth_file },
     Target { name: "cni", run: cni },
+    Target { name: "docker_archive", run: docker_archive },
     Target { name: "erofs_image", run: erofs_image },
     Target { name: "fuse_request", run: fuse_request },
     Target { name: "gzip", run: gzip },

@@ -46,6 +46,7 @@ pub fn all() -> anyhow::Result<Vec<Seed>> {
     let (pack, trace) = published::pack_and_trace()?;
     add("start_pack", "two-layers", pack);
     add("start_trace", "two-starts", trace);
+    add("docker_archive", "image", crate::archives::around(br#"[{"Config":"config.json","Layers":["layer.tar"]}]"#));
     add("publication", "artifact", published::artifact());
     add("layer_toc", "table", published::table());
     Ok(seeds)
