@@ -97,13 +97,33 @@ proptest! {
 }
 
 #[test]
+fn a_layer_with_small_and_large_files_has_two_devices() {
+    let file = |name: &str, size: usize| {
+        (entry(name, EntryKind::File { size: size as u64, segments: None }), vec![size as u8; size])
+    };
+    let chunk = crate::tree::CHUNK_BYTES as usize;
+    let layers = [
+        vec![file("a", 10), file("b", chunk), file("c", chunk + 1)],
+        vec![file("d", 3), file("e", chunk)],
+        vec![file("f", 3 * chunk)],
+    ];
+    let directory = tempfile::tempdir().unwrap();
+    let built = build(&layers, directory.path());
+    let names: Vec<_> = built.files.iter().map(|path| path.file_name().unwrap().to_str().unwrap()).collect();
+    assert_eq!(names, ["metadata", "blob-0", "blob-0", "blob-1", "blob-2"]);
+    let read = sampan_erofs::read(&built.metadata).unwrap();
+    assert_same(&model::stacked(&layers), &read_back::erofs(&read.tree, &built.blobs), "our reader");
+}
+
+#[test]
 fn loop_devices_show_what_files_show() {
     if !rustix::process::geteuid().is_root() || !Path::new("/dev/loop-control").exists() {
         eprintln!("SKIPPED: loop devices need root and /dev/loop-control");
         return;
     }
-    let kind = EntryKind::File { size: 5000, segments: None };
-    let layers = ["a", "b"].map(|name| vec![(entry(name, kind.clone()), vec![9; 5000])]);
+    let file =
+        |name: &str, size: usize| (entry(name, EntryKind::File { size: size as u64, segments: None }), vec![9; size]);
+    let layers = [vec![file("a", 5000), file("large", 200_000)], vec![file("b", 5000)]];
     let directory = tempfile::tempdir().unwrap();
     let built = build(&layers, directory.path());
     let mount = crate::store::mount_loops(&built.files, true).unwrap();
