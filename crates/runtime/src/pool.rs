@@ -8,8 +8,8 @@
 //! every pod is. A hull is used once. One that is not taken is of no use to another daemon: its row of the journal says
 //! `creating` and nobody's, so that the next one removes it, once it has taken up what is in use.
 //!
-//! Taking is one `pop` under a lock. Refilling waits a moment for pods that are being made, and for what their first container
-//! needs after that: they need the processors more, and a short-lived pod is gone by then.
+//! Taking is one `pop` under a lock. Refilling waits a moment for pods that are being made or taken away, and for what their first
+//! container needs in between: they need the processors more, and a short-lived pod is gone by then.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -83,9 +83,9 @@ struct Shared {
     shelves: Mutex<Shelves>,
     /// Something was taken, or no more is wanted.
     changed: Notify,
-    /// Pods being made at this moment.
+    /// Pods being made or taken away at this moment.
     busy: AtomicUsize,
-    /// A pod was begun, or is made.
+    /// One of them was begun, or is done.
     stirred: Notify,
 }
 
@@ -106,7 +106,7 @@ impl Drop for Pool {
     }
 }
 
-/// A pod is being made as long as this is held.
+/// A pod is being made or taken away as long as this is held.
 #[derive(Debug)]
 pub(crate) struct Busy(Arc<Shared>);
 
@@ -149,7 +149,7 @@ impl Pool {
         shelves.own_users.hulls.len().saturating_add(shelves.host_users.hulls.len())
     }
 
-    /// Says that a pod is being made.
+    /// Says that a pod is being made or taken away.
     pub(crate) fn busy(&self) -> Busy {
         self.shared.busy.fetch_add(1, Ordering::AcqRel);
         self.shared.stirred.notify_one();

@@ -404,6 +404,7 @@ impl Runtime {
 
     /// Takes a pod away with all its processes; its logs stay.
     pub async fn remove(&self, pod: &Pod) -> Result<(), RuntimeError> {
+        let _busy = self.pool.busy();
         self.workshop.journal.set_state(&pod.row.id, SandboxState::Removing)?;
         self.workshop.dismantle(&pod.row.id, Some(&pod.sandbox)).await
     }

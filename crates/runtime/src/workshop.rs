@@ -112,7 +112,10 @@ impl Workshop {
         let made = tokio::task::spawn_blocking(move || {
             std::fs::create_dir_all(&folder).map_err(RuntimeError::host("make the sandbox's folder"))?;
             writable::create_image(&templates, &image, bytes)?;
-            Ok::<_, RuntimeError>(writable::mount_new_image(&image, room.as_deref())?)
+            let disk = writable::mount_new_image(&image, room.as_deref())?;
+            // The first write reads what the file system needs for all others; whoever claims the hull would wait for it.
+            disk.directory("etc", 0, 0o755).map_err(RuntimeError::host("write to the sandbox's disk"))?;
+            Ok::<_, RuntimeError>(disk)
         });
         Ok(self.trash.deferred(made.await.map_err(RuntimeError::panicked)??))
     }
