@@ -72,8 +72,7 @@ impl Node {
         let seccomp_dir = config.data_dir.join("seccomp");
         let node_name = machine.name;
         let log_changes = Arc::default();
-        let services =
-            Services { store, runtime, images, node_name, host_ip, allocatable, seccomp_dir, log_changes };
+        let services = Services { store, runtime, images, node_name, host_ip, allocatable, seccomp_dir, log_changes };
         let services = Arc::new(services);
         Ok(Self { services, workers: Arc::default(), recovered: Arc::new(watch::Sender::new(false)) })
     }
