@@ -108,6 +108,10 @@ impl<E: FnMut(AgentEvent)> Task<E> {
         let message = FromDaemon { request_id, request: question.request };
         match self.link.get_mut().send(&message, question.descriptors) {
             Ok(()) => {
+                if self.waiting.len() >= REQUESTS_QUEUED_MAX {
+                    // An agent that answers nothing any more is not to be remembered for every question.
+                    self.waiting.retain(|_, answer| !answer.is_closed());
+                }
                 self.waiting.insert(request_id, question.answer);
                 self.link.get_mut().flush()
             }

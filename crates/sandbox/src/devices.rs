@@ -103,7 +103,11 @@ fn gather(
             let entry = entry?;
             let place = place.join(entry.file_name());
             if place.components().count() > 1 || !OWN_PLACES.iter().any(|own| place == Path::new(own)) {
-                gather(&entry.path(), &place, permissions, depth + 1, nodes)?;
+                match gather(&entry.path(), &place, permissions, depth + 1, nodes) {
+                    // udev's links to the disks of other pods come and go all the time.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    gathered => gathered?,
+                }
             }
         }
     }
@@ -182,7 +186,29 @@ fn add(mount: BorrowedFd<'_>, node: &DeviceNode, owner: (u32, u32)) -> io::Resul
 
 #[cfg(test)]
 mod tests {
-    use super::place_below_dev;
+    use std::path::Path;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::{gather, place_below_dev};
+
+    #[test]
+    fn what_goes_while_it_is_looked_at_is_no_failure() {
+        let folder = tempfile::tempdir().unwrap();
+        let (inner, done) = (folder.path().join("by-uuid"), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    std::fs::create_dir(&inner).unwrap();
+                    std::os::unix::fs::symlink("/dev/null", inner.join("link")).unwrap();
+                    std::fs::remove_dir_all(&inner).unwrap();
+                }
+            });
+            let looked = (0..2000).try_for_each(|_| gather(folder.path(), Path::new(""), "rwm", 0, &mut Vec::new()));
+            done.store(true, Ordering::Relaxed);
+            looked.unwrap();
+        });
+        assert!(gather(&folder.path().join("nothing"), Path::new("x"), "rwm", 0, &mut Vec::new()).is_err());
+    }
 
     #[test]
     fn devices_stay_below_dev() {

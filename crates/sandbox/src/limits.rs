@@ -17,6 +17,9 @@ pub(crate) const TRANSFER_DEADLINE: Duration = Duration::from_secs(24 * 3600);
 /// How long a zygote that is being restarted is waited for.
 pub(crate) const ZYGOTE_DEADLINE: Duration = Duration::from_secs(10);
 
+/// How long a zygote may take to say that it is there, however long somebody has waited in line for it.
+pub(crate) const ZYGOTE_PING_MAX: Duration = Duration::from_secs(2);
+
 /// Between two tries to reach the zygote.
 pub(crate) const ZYGOTE_RETRY: Duration = Duration::from_millis(20);
 

@@ -94,6 +94,25 @@ impl ReadySandbox {
     }
 }
 
+/// An agent that does not listen yet, so that nobody would find it by its socket: dropped, also by whoever does not wait for it any
+/// more, it is killed.
+struct Newborn(Option<Identity>);
+
+impl Newborn {
+    /// It has answered.
+    fn found(mut self) -> Result<Identity, SandboxError> {
+        self.0.take().ok_or(SandboxError::AgentGone)
+    }
+}
+
+impl Drop for Newborn {
+    fn drop(&mut self) {
+        if let Some(identity) = &self.0 {
+            identity.kill();
+        }
+    }
+}
+
 impl ProcessSandboxes {
     /// Finds the zygote and the cgroups. The zygote has to run already, or to come up within its deadline.
     pub async fn open(config: SandboxConfig) -> Result<Self, SandboxError> {
@@ -181,12 +200,9 @@ impl ProcessSandboxes {
         })
         .await?;
         let agent = node.zygote.create(id, namespaces, listener, cgroup).await?;
-        let identity = Identity::of(agent.pid, agent.pidfd, 0)?;
-        let greeting = self.greet(id).await.inspect_err(|_| {
-            // Before it listens itself, nobody would find it by its socket.
-            identity.kill();
-        });
-        let (connection, task, events) = greeting?;
+        let newborn = Newborn(Some(Identity::of(agent.pid, agent.pidfd, 0)?));
+        let (connection, task, events) = self.greet(id).await?;
+        let identity = newborn.found()?;
         Ok(ReadySandbox { id: id.clone(), namespaces, groups, pid: agent.pid, identity, connection, task, events })
     }
 
@@ -469,8 +485,9 @@ struct Placement {
     made: Vec<PathBuf>,
 }
 
-/// Its file.
+/// Its file, and where that is written.
 const PLACEMENT: &str = "cgroup.json";
+const PLACEMENT_DRAFT: &str = "cgroup.json.new";
 
 impl Placement {
     fn read(directory: &Path) -> io::Result<Option<Self>> {
@@ -481,8 +498,11 @@ impl Placement {
         }
     }
 
+    /// Replaces it as a whole: half of it would keep the sandbox from being removed, and the service from starting.
     fn write(&self, directory: &Path) -> io::Result<()> {
-        std::fs::write(directory.join(PLACEMENT), serde_json::to_vec(self)?)
+        let draft = directory.join(PLACEMENT_DRAFT);
+        std::fs::write(&draft, serde_json::to_vec(self)?)?;
+        std::fs::rename(draft, directory.join(PLACEMENT))
     }
 }
 
