@@ -287,7 +287,9 @@ impl Runtime {
         let claim = timeline.measure("claim", within("sandbox", self.workshop.sandboxes.claim(sandbox, spec)));
         let files = self.pod_files(&config, attachment.as_ref());
         let furnish = timeline.measure("files", self.furnish(&config, disk, owner, files));
-        let (sandbox, parts) = tokio::try_join!(claim, furnish)?;
+        // As when a hull is made: neither is dropped half-way.
+        let (claimed, furnished) = tokio::join!(claim, furnish);
+        let (sandbox, parts) = (claimed?, furnished?);
         let name = format!("{}/{}", config.namespace, config.name);
         self.workshop.journal.complete(&row.id, &config.uid, &name)?;
         Ok(self.pod(row, config, sandbox, attachment, parts))

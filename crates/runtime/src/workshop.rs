@@ -82,7 +82,9 @@ impl Workshop {
             Ok::<_, RuntimeError>((sandbox, Some(attachment)))
         };
         let disk = timeline.measure("disk", self.new_disk(&row.id, shape.disk_bytes));
-        let ((sandbox, attachment), disk) = tokio::try_join!(connect, disk)?;
+        // Neither is dropped half-way when the other fails: what goes on in threads and in the zygote would be made after the cleaning up.
+        let (connected, disk) = tokio::join!(connect, disk);
+        let ((sandbox, attachment), disk) = (connected?, disk?);
         Ok(Hull { row: row.clone(), sandbox, attachment, disk })
     }
 

@@ -13,14 +13,20 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{AtFlags, Gid, Mode, OFlags, SeekFrom, Uid, chownat, mkdirat, openat, seek};
+use rustix::io::{Errno, retry_on_intr};
 use rustix::mount::MountAttrFlags;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use sampan_sys::loop_device::{LoopDevice, LoopOptions};
 use sampan_sys::mount::{FsContext, KeptMount, MountRoom};
 
-use crate::limits::{DETACH_ATTEMPTS_MAX, DETACH_PAUSE, DISK_BYTES_MAX, DISK_BYTES_MIN, FULL_BELOW_BYTES};
+use crate::limits::{
+    DETACH_ATTEMPTS_MAX, DETACH_PAUSE, DISK_BYTES_MAX, DISK_BYTES_MIN, FULL_BELOW_BYTES, TEMPLATE_DEADLINE,
+};
 
 /// Why a pod has no writable layer.
 #[derive(Debug, thiserror::Error)]
@@ -243,21 +249,36 @@ fn template(templates: &Path, bytes: u64) -> Result<PathBuf, DiskError> {
         std::fs::create_dir_all(draft.folders.join(folder)).map_err(fail("make a template of"))?;
     }
     let refused = |said: String| DiskError::Template { bytes, said };
-    let output = Command::new("mkfs.ext4")
+    let mut command = Command::new("mkfs.ext4");
+    command
         .args(["-q", "-F", "-b", "4096", "-m", "0", "-O", "^has_journal,^resize_inode,sparse_super2", "-E"])
         // Nobody repairs such a file system: copies of its superblock would only be copied.
         .arg("lazy_itable_init=1,nodiscard,root_owner=0:0,num_backup_sb=0")
         .arg("-d")
         .arg(&draft.folders)
-        .arg(&draft.path)
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|error| refused(error.to_string()))?;
+        .arg(&draft.path);
+    let output = output_within(&mut command, TEMPLATE_DEADLINE).map_err(|error| refused(error.to_string()))?;
     if !output.status.success() {
         return Err(refused(String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ")));
     }
     std::fs::rename(&draft.path, &path).map_err(fail("keep the template of"))?;
     Ok(path)
+}
+
+/// What a program says that says little, and how it ends; one that takes longer is killed.
+fn output_within(command: &mut Command, deadline: Duration) -> io::Result<Output> {
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
+    let ended = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).and_then(|pidfd| {
+        let limit = Timespec::try_from(deadline).map_err(|_overflow| Errno::INVAL)?;
+        retry_on_intr(|| poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&limit)))
+    });
+    if !matches!(ended, Ok(1..)) {
+        child.kill()?;
+        child.wait()?;
+        ended?;
+        return Err(io::Error::other(format!("it had not ended after {deadline:?} and was killed")));
+    }
+    child.wait_with_output()
 }
 
 /// A file under a random name that is removed unless it was renamed, and the folders that are to be in it.
@@ -365,9 +386,20 @@ fn backing(device: &Path) -> Option<PathBuf> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Carriers, create_image, mount_image};
+    use super::{Carriers, create_image, mount_image, output_within};
     use std::io::Write;
     use std::os::fd::AsFd;
+    use std::process::Command;
+    use std::time::Duration;
+
+    #[test]
+    fn a_program_that_does_not_end_is_killed() {
+        let error = output_within(Command::new("sleep").arg("1000"), Duration::from_millis(50)).unwrap_err();
+        assert_eq!(error.to_string(), "it had not ended after 50ms and was killed");
+        let complain = ["-c", "echo why >&2; exit 3"];
+        let output = output_within(Command::new("sh").args(complain), Duration::from_secs(600)).unwrap();
+        assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(3), b"why\n".as_slice()));
+    }
 
     #[test]
     fn a_disk_ends_where_it_says() {

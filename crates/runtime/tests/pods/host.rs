@@ -83,6 +83,16 @@ impl Host {
         Ok(Guest { host: self, pod, events })
     }
 
+    /// The processes of all agents, which are the zygote's children; what is only waiting to be reaped is none.
+    pub(crate) fn agents(&self) -> Result<Vec<String>> {
+        let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", self.zygote.id()))?;
+        let lives = |pid: &&str| {
+            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            !status.is_empty() && !status.contains("State:\tZ")
+        };
+        Ok(children.split_whitespace().filter(lives).map(str::to_owned).collect())
+    }
+
     /// Ends the node and looks for what it has left.
     pub(crate) async fn finish(mut self) -> Result<()> {
         self.runtime.close().await.map_err(chain)?;

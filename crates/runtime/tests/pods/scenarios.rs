@@ -42,6 +42,7 @@ scenarios![
     paths_in_volumes_lead_nowhere_else,
     mounts_propagate_as_told,
     below_a_read_only_mount,
+    a_pod_that_cannot_be_leaves_nothing,
     the_pool_serves,
     the_pool_of_a_killed_daemon_is_removed,
     latency,
@@ -353,6 +354,22 @@ async fn until_ready(host: &Host, wanted: usize) -> Result<()> {
     while host.runtime.ready_sandboxes() != wanted {
         ensure!(began.elapsed() < PATIENCE, "{} sandboxes ready instead of {wanted}", host.runtime.ready_sandboxes());
         tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    Ok(())
+}
+
+/// One part fails at once, while the other is still being made.
+async fn a_pod_that_cannot_be_leaves_nothing(host: &mut Host) -> Result<()> {
+    let missing = VolumeSource::HostPath { path: "/nowhere".into(), kind: HostPathKind::Directory };
+    let volumes = vec![VolumeConfig { name: "missing".into(), source: missing }];
+    for round in 0..8 {
+        let no_disk = PodConfig { disk_bytes: 1, ..host.config("nodisk") };
+        let no_volume = PodConfig { volumes: volumes.clone(), ..host.config("novolume") };
+        for config in [no_disk, no_volume] {
+            ensure!(host.runtime.create(config, &Timeline::default()).await.is_err(), "round {round}: it can be");
+            let left = [ids(host)?, host.agents()?].concat();
+            ensure!(left.is_empty(), "round {round}: left behind: {left:?}");
+        }
     }
     Ok(())
 }
