@@ -2,7 +2,8 @@
 //!
 //! An image that was pulled with somebody's own login is *guarded*: whoever asks for it later, as a tenant, must come with a
 //! login that the registry accepts (or without one, if it accepts that). An acceptance is remembered for a while; when the
-//! registry cannot be asked, one that is older than that still counts.
+//! registry cannot be asked, one that is older than that still counts. One that has lost its names, because they mean other
+//! images today, is given to no tenant any more.
 
 use super::registry::Origin;
 use super::{Image, Inner};
@@ -58,11 +59,14 @@ impl Inner {
             return Ok(());
         }
         // An id names no registry: then any name that the image has does.
-        let named = named.parse::<Digest>().is_err().then(|| named.to_owned());
-        let names = named.into_iter().chain(references);
-        let mut sources = names.filter_map(|name| name.parse::<ImageSource>().ok());
-        let source = sources.find(|source| matches!(source, ImageSource::Registry(_)));
-        let Some(source) = source else { return Ok(()) };
+        let asked_for = named.parse::<Digest>().is_err().then(|| named.to_owned());
+        let names = asked_for.into_iter().chain(references);
+        let sources: Vec<ImageSource> = names.filter_map(|name| name.parse().ok()).collect();
+        let Some(source) = sources.iter().find(|source| matches!(source, ImageSource::Registry(_))).cloned() else {
+            // A file of this machine is as good as a registry's word. Of what has lost its names nobody knows whose it is.
+            let unknown = ImageError::Unknown { reference: named.to_owned() };
+            return if sources.is_empty() { Err(unknown) } else { Ok(()) };
+        };
         let origin = Origin { source, credentials: credentials.clone() };
         self.ask_access(&origin).await?;
         if !credentials.brings_none() {

@@ -223,11 +223,11 @@ impl Lazy {
 
 impl Inner {
     /// Makes the folder of a layer that is not here, and serves it. If it is being served already, the new way to it is noted.
-    pub(super) fn begin(&self, plan: Plan, origin: Origin) -> Result<Arc<Served>, ImageError> {
+    pub(super) fn begin(&self, plan: Plan, origin: Origin) -> Result<(), ImageError> {
         let _one = self.lazy.beginning.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(served) = self.lazy.get(&plan.diff_id) {
             served.layer.remote.replace_origin(origin);
-            return Ok(served);
+            return Ok(());
         }
         self.lazy.traffic().expect_readers();
         let making = self.incoming();
@@ -237,15 +237,11 @@ impl Inner {
             served.layer.prefetch(early);
             Ok(served)
         });
-        match &made {
-            Ok(served) => {
-                let layer = served.layer.index();
-                tracing::info!(layer = %layer.layer_digest, bytes = layer.layer_bytes, by, "a layer is used before it is here");
-                begun.fetch_add(1, Ordering::Relaxed);
-            }
-            Err(_) => remove_folder(&making),
-        }
-        made
+        let served = made.inspect_err(|_| remove_folder(&making))?;
+        let layer = served.layer.index();
+        tracing::info!(layer = %layer.layer_digest, bytes = layer.layer_bytes, by, "a layer is used before it is here");
+        begun.fetch_add(1, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Also gives the pages that are worth having early.

@@ -73,31 +73,28 @@ pub(super) async fn pull(
     }
     let diff_ids = resolved.config.rootfs.diff_ids.clone();
     let pins = Layers::pin(inner, diff_ids.clone());
-    let lazily = if wanted == Wanted::Startable { begin_lazily(inner, &origin, &resolved).await? } else { Vec::new() };
-    fetch_layers(inner, &origin, &name, &resolved.manifest, &diff_ids, wanted, &progress).await?;
-    let image = {
-        let (inner, guarded) = (inner.clone(), !origin.credentials.brings_none());
-        blocking("the image", move || {
-            let image = assemble(&inner, &name, resolved, tag, guarded);
-            drop(pins);
-            image
-        })
-        .await?
-    };
-    inner.trim_later();
-    for served in lazily {
-        lazy::start_completion(inner, &served);
+    if wanted == Wanted::Startable {
+        begin_lazily(inner, &origin, &resolved).await?;
     }
-    seal::start(inner, id);
-    Ok(image)
+    fetch_layers(inner, &origin, &name, &resolved.manifest, &diff_ids, wanted, &progress).await?;
+    let (inner, guarded) = (inner.clone(), !origin.credentials.brings_none());
+    blocking("the image", move || {
+        let image = assemble(&inner, &name, resolved, tag, guarded)?;
+        drop(pins);
+        // All of this also when whoever wanted the image has gone by now: it is there. And whoever began to serve a layer of it:
+        // the pull that did so may have failed.
+        for served in diff_ids.iter().filter_map(|diff_id| inner.lazy.get(diff_id)) {
+            lazy::start_completion(&inner, &served);
+        }
+        inner.trim_later();
+        seal::start(&inner, id);
+        Ok(image)
+    })
+    .await
 }
 
 /// Serves the layers that need not be here before the image is mounted; all others are for the caller to fetch.
-async fn begin_lazily(
-    inner: &Arc<Inner>,
-    origin: &Origin,
-    resolved: &Resolved,
-) -> Result<Vec<Arc<lazy::Served>>, ImageError> {
+async fn begin_lazily(inner: &Arc<Inner>, origin: &Origin, resolved: &Resolved) -> Result<(), ImageError> {
     let wanted = WantedImage {
         source: origin.source.clone(),
         credentials: origin.credentials.clone(),
@@ -108,10 +105,11 @@ async fn begin_lazily(
     let choice = lazy::plan(inner, &wanted).await;
     let (inner, origin) = (inner.clone(), origin.clone());
     blocking("the image", move || {
-        let begun = choice.plans.into_iter().map(|plan| inner.begin(plan, origin.clone()));
-        let begun = begun.collect::<Result<Vec<_>, _>>()?;
+        for plan in choice.plans {
+            inner.begin(plan, origin.clone())?;
+        }
         lazy::prefetch(&inner, &wanted.manifest, &wanted.diff_ids, choice.published);
-        Ok(begun)
+        Ok(())
     })
     .await
 }

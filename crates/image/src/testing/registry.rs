@@ -83,6 +83,12 @@ impl Registry {
         digest
     }
 
+    /// Gives a blob out no longer.
+    pub(crate) fn remove_blob(&self, repository: &str, bytes: &[u8]) {
+        let path = format!("/v2/{repository}/blobs/{}", Digest::of(bytes));
+        self.shared.documents.lock().unwrap().remove(&path);
+    }
+
     /// Takes a manifest in, under a tag and under its digest.
     pub(crate) fn put_manifest(&self, repository: &str, tag: &str, media_type: &str, bytes: &[u8]) {
         let mut documents = self.shared.documents.lock().unwrap();

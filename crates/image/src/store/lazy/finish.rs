@@ -111,27 +111,30 @@ impl Inner {
             // The next attempt makes it anew.
             self.paths.remove(blob).ok();
         }
-        kept?;
+        if !kept? {
+            return Ok(());
+        }
         self.lazy.traffic().counters.layers_completed.fetch_add(1, Ordering::Relaxed);
         self.trim_later();
         (self.lazy.around.report)(LayerEvent::Complete { diff_id: served.diff_id });
         Ok(())
     }
 
-    fn keep_files(&self, served: &Served, blob: &Path, index: &[u8]) -> Result<(), ImageError> {
+    /// `false` for one that is not to be.
+    fn keep_files(&self, served: &Served, blob: &Path, index: &[u8]) -> Result<bool, ImageError> {
         let diff_id = &served.diff_id;
         let temporary = self.incoming();
         write_new(&temporary, index)?;
-        rename(&temporary, &self.paths.index(diff_id))?;
         let path = self.paths.blob(diff_id);
         {
-            // A layer that nobody needs any more has just been given up.
+            // A layer that nobody needs any more has just been given up; what is there by now is another's, who fetched it anew.
             let catalog = self.catalog();
             if served.layer.is_closed() || !(catalog.has_layer(diff_id) || self.layers.is_pinned(diff_id)) {
-                self.paths.remove(&self.paths.index(diff_id))?;
+                self.paths.remove(&temporary)?;
                 self.paths.remove(blob)?;
-                return Ok(());
+                return Ok(false);
             }
+            rename(&temporary, &self.paths.index(diff_id))?;
             rename(blob, &path)?;
         }
         self.paths.remove(&self.paths.kept(diff_id))?;
@@ -141,7 +144,7 @@ impl Inner {
             tracing::error!(layer = %diff_id, error = %ErrorChain(&error), "a mounted layer cannot be moved to its local file");
             served.outcome.send_replace(Outcome::Ended { is_complete: true });
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Never believes an index again, and takes the layer away from those who use it.

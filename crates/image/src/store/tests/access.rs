@@ -40,5 +40,11 @@ async fn a_private_image_is_given_to_those_whom_its_registry_accepts() {
     let asked = registry.requests();
     assert_eq!(ask(login(LOGIN.1), PullPolicy::IfNotPresent).await.unwrap(), id);
     assert_eq!(registry.requests(), asked, "it was accepted a moment ago");
+    registry.put_image("private/image", "tag", &[layer_with("a", "another secret")]);
+    assert_ne!(ask(login(LOGIN.1), PullPolicy::Always).await.unwrap(), id);
+    for credentials in [Credentials::host(), login(LOGIN.1)] {
+        let nameless = store.ensure_as(&id.to_string(), PullPolicy::Never, credentials, ProgressSender::none()).await;
+        assert!(matches!(nameless, Err(ImageError::Unknown { .. })), "nobody can be asked whose it is: {nameless:?}");
+    }
     store.close().await;
 }

@@ -141,6 +141,15 @@ impl Stage {
     }
 }
 
+/// How many KiB a mounted image reads ahead.
+fn read_ahead(store: &ImageStore, image: &Digest) -> u32 {
+    let metadata = store.inner.paths.metadata(image);
+    let device = loop_device::find(|path| path == metadata).unwrap().pop().unwrap();
+    let name = device.path().file_name().unwrap().to_owned();
+    let setting = Path::new("/sys/block").join(name).join("queue/read_ahead_kb");
+    fs::read_to_string(setting).unwrap().trim().parse().unwrap()
+}
+
 /// Reads through the kernel, on a thread that may wait.
 async fn read_file(mount: &OwnedFd, name: &str) -> std::io::Result<Vec<u8>> {
     let path = format!("/proc/self/fd/{}/{name}", mount.as_raw_fd());
@@ -190,13 +199,7 @@ async fn nothing_is_read_ahead_for_a_start_and_more_when_it_is_over() {
     let store = stage.forgotten().await;
     let image = stage.ensure(&store).await;
     let _mount = store.mount(&image).unwrap();
-    let metadata = store.inner.paths.metadata(&image.id);
-    let read_ahead = || {
-        let device = loop_device::find(|path| path == metadata).unwrap().pop().unwrap();
-        let name = device.path().file_name().unwrap().to_owned();
-        let setting = Path::new("/sys/block").join(name).join("queue/read_ahead_kb");
-        fs::read_to_string(setting).unwrap().trim().parse::<u32>().unwrap()
-    };
+    let read_ahead = || read_ahead(&store, &image.id);
     assert_eq!(read_ahead(), 0);
     store.inner.read_ahead_while_arriving(&image.id).unwrap();
     assert_eq!(read_ahead(), ARRIVING_READ_AHEAD_KIB);
@@ -235,20 +238,7 @@ async fn a_store_that_is_killed_is_followed_by_one_that_goes_on() {
     }
     drop(image);
     drop(store);
-    let store = loop {
-        // Tasks of the old one may hold its lock for a moment.
-        let keeper = stage.supervisor.keeper();
-        let registry =
-            RegistryConfig { insecure: vec![stage.registry.address.to_string()], ..RegistryConfig::default() };
-        let mut config = ImageStoreConfig::new(stage.directory.path(), registry);
-        config.keeper = Some(keeper);
-        match ImageStore::open(config).await {
-            Ok(store) => break store,
-            Err(ImageError::Locked { .. }) => tokio::task::yield_now().await,
-            Err(error) => panic!("{error}"),
-        }
-    };
-    stage.supervisor.drain();
+    let store = stage.open().await;
     stage.registry.fault(Fault::None);
     let image = stage.ensure(&store).await;
     let got = tokio::task::spawn_blocking(move || waiting.join().unwrap()).await.unwrap().unwrap();
@@ -258,6 +248,65 @@ async fn a_store_that_is_killed_is_followed_by_one_that_goes_on() {
     for (name, data) in &stage.contents {
         assert!(read_file(&mount, name).await.unwrap() == *data, "{name}");
     }
+    store.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_layer_that_had_just_arrived_when_the_store_was_killed_is_told_by_the_next_one() {
+    let mut stage = Stage::new().await;
+    let disk = sampan_sys::read_ahead::below(&File::open(stage.directory.path()).unwrap()).unwrap();
+    if !is_possible() || disk.is_none() {
+        eprintln!("SKIPPED: the folder for temporary files is to be on a disk");
+        return;
+    }
+    let store = stage.open().await;
+    drop(stage.ensure(&store).await);
+    let images = stage.directory.path().join("images");
+    let mut whole = Vec::new();
+    for folder in ["blobs", "indexes"] {
+        let paths = stage.folder(folder).into_iter().map(|name| images.join(folder).join(name));
+        whole.extend(paths.map(|path| (fs::read(&path).unwrap(), path)));
+    }
+    store.remove(&stage.reference).await.unwrap();
+    let image = stage.ensure(&store).await;
+    let (id, mount) = (image.id, store.mount(&image).unwrap());
+    assert_eq!(read_ahead(&store, &id), 0);
+    drop((image, store));
+    for (bytes, path) in whole {
+        fs::write(path, bytes).unwrap();
+    }
+    let store = stage.open().await;
+    assert_eq!(stage.folder("lazy"), Vec::<String>::new());
+    let began = std::time::Instant::now();
+    while read_ahead(&store, &id) == 0 {
+        assert!(began.elapsed() < Duration::from_secs(60), "its mount reads nothing ahead for ever");
+        tokio::task::yield_now().await;
+    }
+    for (name, data) in &stage.contents {
+        assert!(read_file(&mount, name).await.unwrap() == *data, "{name}");
+    }
+    store.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_layer_that_a_failed_pull_began_arrives_for_the_others() {
+    if !is_possible() {
+        return;
+    }
+    let mut stage = Stage::new().await;
+    let store = stage.forgotten().await;
+    let diff_ids = stage.folder("kept").iter().map(|name| format!("sha256:{name}").parse().unwrap()).collect();
+    // Another pull, which counts on the same layers and is still going on.
+    let pins = crate::store::layers::Layers::pin(&store.inner, diff_ids);
+    let small = layer_with("small", "not large").bytes;
+    stage.registry.remove_blob("an/image", &small);
+    store.ensure(&stage.reference, PullPolicy::IfNotPresent, ProgressSender::none()).await.unwrap_err();
+    assert_eq!(stage.folder("lazy").len(), 2);
+    stage.registry.put_blob("an/image", &small);
+    let image = stage.ensure(&store).await;
+    drop(pins);
+    let complete = tokio::time::timeout(Duration::from_secs(60), store.complete(&image));
+    complete.await.expect("nobody completes it").unwrap();
     store.close().await;
 }
 
