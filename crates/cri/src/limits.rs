@@ -9,6 +9,8 @@ pub const ADOPTIONS_AT_ONCE: usize = 16;
 pub const MESSAGE_BYTES_MAX: usize = 16 << 20;
 /// Connections of clients at one time; a kubelet keeps two.
 pub const CLIENTS_MAX: usize = 256;
+/// Before the next try when a client cannot be accepted.
+pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Calls under way on one connection.
 pub const CALLS_A_CLIENT_MAX: u32 = 1024;
 

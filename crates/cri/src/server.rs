@@ -21,7 +21,7 @@ use tonic::server::NamedService as _;
 
 use crate::engine::{Engine, Parts};
 use crate::error::CallError;
-use crate::limits::{CALLS_A_CLIENT_MAX, CLIENTS_MAX, MESSAGE_BYTES_MAX};
+use crate::limits::{ACCEPT_PAUSE, CALLS_A_CLIENT_MAX, CLIENTS_MAX, MESSAGE_BYTES_MAX};
 use crate::proto::v1;
 use crate::proto::v1::image_service_server::ImageServiceServer;
 use crate::proto::v1::runtime_service_server::RuntimeServiceServer;
@@ -166,7 +166,8 @@ async fn serve(listener: UnixListener, service: Service, stop: CancellationToken
             }
             Err(error) => {
                 tracing::warn!(%error, "a client of the container runtime interface cannot be accepted");
-                tokio::task::yield_now().await;
+                // Out of descriptors, most likely: without a pause this would spin.
+                tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
     }

@@ -20,7 +20,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::engine::Engine;
 use crate::error::CallError;
-use crate::limits::STREAMS_MAX;
+use crate::limits::{ACCEPT_PAUSE, STREAMS_MAX};
 use crate::tickets::{Ticket, Tickets};
 
 /// The server's shared half: gives addresses out.
@@ -70,7 +70,8 @@ pub(crate) async fn serve(listener: TcpListener, streams: Arc<Streams>, engine: 
             Ok((connection, _)) => connection,
             Err(error) => {
                 tracing::warn!(%error, "a client of a stream cannot be accepted");
-                tokio::task::yield_now().await;
+                // Out of descriptors, most likely: without a pause this would spin.
+                tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
         };

@@ -154,6 +154,10 @@ impl Engine {
                     record.user = user;
                 })?;
                 self.tell(&container.id, ContainerEventType::ContainerStartedEvent, &container.pod);
+                if container.pod.live().is_none() {
+                    // It ended meanwhile, and nobody else tells.
+                    self.note_lost(container, "its pod was stopped while it began")?;
+                }
                 Ok(String::new())
             }
             Err(error) => {

@@ -150,6 +150,10 @@ impl Engine {
             *record = ended;
         }
         locked(&pod.live).take();
+        // One whose start was under way may be noted as running only now; who notes that later sees that the pod is gone.
+        for container in self.containers_of(pod) {
+            self.note_lost(&container, why)?;
+        }
         self.tell(&pod.id, ContainerEventType::ContainerStoppedEvent, pod);
         Ok(String::new())
     }

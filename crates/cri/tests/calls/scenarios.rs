@@ -30,6 +30,7 @@ scenarios![
     a_name_is_free_after_a_failure,
     a_program_that_does_not_start,
     nothing_waits_for_a_stop,
+    a_container_begins_while_its_pod_is_stopped,
     a_program_is_asked_to_end_by_its_own_signal,
     a_command_that_takes_too_long,
     logs_are_reopened,
@@ -175,6 +176,27 @@ async fn nothing_waits_for_a_stop(node: &mut Node) -> Result<()> {
     ensure!(node.status(&container).await?.exit_code == 137, "the second one overtook, and it was killed");
     ensure!(patient.await?.is_ok(), "the first one is over with it");
     node.remove(&pod).await
+}
+
+async fn a_container_begins_while_its_pod_is_stopped(node: &mut Node) -> Result<()> {
+    for round in 0..8 {
+        let config = node.pod_config(&format!("atonce{round}"));
+        let pod = node.run_pod(&config).await?;
+        let container = node.create(&pod, node.container_config("main", "sleep 100"), &config).await?;
+        let (mut starter, mut stopper) = (node.client.runtime.clone(), node.client.runtime.clone());
+        let start = starter.start_container(StartContainerRequest { container_id: container.clone() });
+        let stop = async {
+            // Somewhere within the start, another place each time.
+            tokio::time::sleep(Duration::from_millis(round)).await;
+            stopper.stop_pod_sandbox(StopPodSandboxRequest { pod_sandbox_id: pod.clone() }).await
+        };
+        let (started, stopped) = tokio::join!(start, stop);
+        stopped?;
+        let status = node.status(&container).await?;
+        ensure!(status.state() != ContainerState::ContainerRunning, "round {round}: {started:?}, {status:?}");
+        node.remove(&pod).await?;
+    }
+    Ok(())
 }
 
 async fn a_program_is_asked_to_end_by_its_own_signal(node: &mut Node) -> Result<()> {
