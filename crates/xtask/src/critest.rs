@@ -158,10 +158,13 @@ fn candidates(name: &str) -> Vec<PathBuf> {
     folders.map(|folder| folder.join(name)).filter(|file| file.is_file()).collect()
 }
 
+/// The debug build of what is tested.
 pub(crate) fn build_service() -> anyhow::Result<PathBuf> {
-    let status = Command::new(env!("CARGO")).args(["build", "-p", "sampan"]).status().context("critest: run cargo")?;
-    ensure!(status.success(), "critest: the service does not build");
-    Ok(root().join("target/debug/sampan"))
+    let status = Command::new(env!("CARGO")).args(["build", "-p", "sampan"]).status().context("start cargo")?;
+    ensure!(status.success(), "the service does not build");
+    let program = root().join("target/debug/sampan");
+    ensure!(program.exists(), "{} is missing after the build", program.display());
+    Ok(program)
 }
 
 fn root() -> &'static Path {

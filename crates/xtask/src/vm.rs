@@ -52,7 +52,7 @@ pub(crate) fn run(arguments: &[&str]) -> anyhow::Result<ExitCode> {
         Some(path) => std::fs::read_to_string(path).with_context(|| format!("vm: cannot read {}", path.display()))?,
         None => SMOKE.to_owned(),
     };
-    let program = options.program.clone().map_or_else(build_service, Ok)?;
+    let program = options.program.clone().map_or_else(crate::critest::build_service, Ok)?;
     let contents = root::Contents { program: &program, tools: &options.tools, script: &script };
     let mut failed = Vec::new();
     for kernel in &options.kernels {
@@ -93,17 +93,6 @@ fn parse(arguments: &[&str]) -> anyhow::Result<Option<Options>> {
 fn is_root() -> anyhow::Result<bool> {
     let output = Command::new("id").arg("-u").output().context("vm: cannot run id")?;
     Ok(output.stdout.trim_ascii() == b"0")
-}
-
-/// The debug build: the guest runs a kernel of this machine's architecture and this machine's libraries.
-fn build_service() -> anyhow::Result<PathBuf> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let built =
-        Command::new(cargo).args(["build", "--package", "sampan"]).status().context("vm: cannot start cargo")?;
-    ensure!(built.success(), "vm: the service does not build");
-    let program = repository()?.join("target/debug/sampan");
-    ensure!(program.exists(), "vm: {} is missing after the build", program.display());
-    Ok(program)
 }
 
 fn repository() -> anyhow::Result<PathBuf> {

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
 use super::node::Node;
 use super::{Stage, meter, tolerated};
@@ -62,7 +62,7 @@ fn of(stage: &Stage<'_>, node: &Node<'_>, count: usize) -> Result<Cost> {
     let begin = Instant::now();
     let before = meter::cpu(&processes);
     std::thread::sleep(IDLE);
-    let idle = (meter::cpu(&processes) - before).div_duration_f64(begin.elapsed());
+    let idle = used_since(&processes, before)?.div_duration_f64(begin.elapsed());
     let client = node.client()?;
     let a_call = |ask: &dyn Fn() -> Result<usize>| -> Result<f64> {
         let before = meter::cpu(&processes);
@@ -74,11 +74,16 @@ fn of(stage: &Stage<'_>, node: &Node<'_>, count: usize) -> Result<Cost> {
         }
         // What it would have used anyway.
         let idle = begin.elapsed().mul_f64(idle);
-        let used = (meter::cpu(&processes) - before).saturating_sub(idle);
+        let used = used_since(&processes, before)?.saturating_sub(idle);
         Ok(used.as_secs_f64() * 1e3 / f64::from(CALLS))
     };
     let containers = a_call(&|| stage.runtime.block_on(client.container_stats()))?;
     let of_pods = a_call(&|| stage.runtime.block_on(client.pod_stats()))?;
     node.down_all(pods, AT_ONCE)?;
     Ok(Cost { containers, pods: of_pods, idle: idle * 100.0 })
+}
+
+/// What these have used since they had used so much; of one that has ended nobody knows any more.
+fn used_since(processes: &[u32], before: Duration) -> Result<Duration> {
+    meter::cpu(processes).checked_sub(before).context("one of the side's processes has ended meanwhile")
 }
