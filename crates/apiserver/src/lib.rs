@@ -57,4 +57,4 @@ pub use link::{AttachOptions, ExecOptions, LogOptions, LogStream, NodeLink, Node
 pub use patch::Patch;
 pub use sampan_store::{Change, Key, Object, Store, StoreError, Watch, WatchEvent};
 pub use sampan_streaming::{RemoteExit, RemoteStreams, TerminalSize};
-pub use server::{ApiServer, Running, ServerConfig, StartError, TlsConfig};
+pub use server::{ApiServer, Listening, Running, ServerConfig, StartError, TlsConfig};

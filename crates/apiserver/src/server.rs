@@ -102,47 +102,63 @@ pub enum StartError {
 #[derive(Debug)]
 pub struct ApiServer;
 
-/// A running server. Dropping it leaves it running; [`Running::stop`] ends it.
+/// The places to answer at, taken. Whoever connects waits until they are served; dropping it gives them back.
+#[derive(Debug)]
+pub struct Listening {
+    socket: UnixListener,
+    file: SocketFile,
+    tls: Option<(TcpListener, SocketAddr, TlsConfig)>,
+}
+
+/// A running server. Dropping it leaves it running, without its socket's file; [`Running::stop`] ends it.
 #[derive(Debug)]
 pub struct Running {
     api: ApiHandle,
-    socket: PathBuf,
+    file: SocketFile,
     tls_address: Option<SocketAddr>,
     stopping: CancellationToken,
     tasks: TaskTracker,
 }
 
 impl ApiServer {
+    /// Takes the places to answer at. A service does so before it makes anything else: they may be somebody else's.
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing listens then.
+    pub async fn listen(config: ServerConfig) -> Result<Listening, StartError> {
+        let tls = match config.tls {
+            None => None,
+            Some(tls) => {
+                let fail = |source| StartError::Address { address: tls.address, source };
+                let listener = TcpListener::bind(tls.address).await.map_err(fail)?;
+                let address = listener.local_addr().map_err(fail)?;
+                Some((listener, address, tls))
+            }
+        };
+        let socket = listen_on_socket(&config.socket).await?;
+        Ok(Listening { socket, file: SocketFile(config.socket), tls })
+    }
+
     /// Serves the API of a store. See [`ApiServer::serve`] when the node itself needs the handle.
     ///
     /// # Errors
     /// [`StartError`]; nothing listens then.
     pub async fn start(
-        config: ServerConfig,
+        listening: Listening,
         store: Store,
         node: Arc<dyn NodeLink>,
         admission: Arc<dyn Admission>,
     ) -> Result<Running, StartError> {
-        Self::serve(config, ApiHandle::new(store, admission)?, node).await
+        Self::serve(listening, ApiHandle::new(store, admission)?, node).await
     }
 
     /// Serves an API that others may already be using from inside.
     ///
     /// # Errors
     /// [`StartError`]; nothing listens then.
-    pub async fn serve(config: ServerConfig, api: ApiHandle, node: Arc<dyn NodeLink>) -> Result<Running, StartError> {
+    pub async fn serve(listening: Listening, api: ApiHandle, node: Arc<dyn NodeLink>) -> Result<Running, StartError> {
         crate::housekeeping::first_namespaces(&api).await.map_err(StartError::Namespaces)?;
-        let socket = listen_on_socket(&config.socket).await?;
-        let tls = match &config.tls {
-            None => None,
-            Some(tls) => {
-                let listener = TcpListener::bind(tls.address).await;
-                let listener = listener.map_err(|source| StartError::Address { address: tls.address, source })?;
-                let address =
-                    listener.local_addr().map_err(|source| StartError::Address { address: tls.address, source })?;
-                Some((listener, address, Authenticator::prepare(tls, address)?))
-            }
-        };
+        let Listening { socket, file, tls } = listening;
         let stopping = CancellationToken::new();
         let tasks = TaskTracker::new();
         let server = Server {
@@ -152,13 +168,14 @@ impl ApiServer {
             connections: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
         };
         let tls_address = tls.as_ref().map(|(_, address, _)| *address);
-        tasks.spawn(server.clone().accept_socket(socket));
-        if let Some((listener, _, authenticator)) = tls {
-            tasks.spawn(server.accept_tls(listener, authenticator));
+        if let Some((listener, address, config)) = tls {
+            let authenticator = Authenticator::prepare(&config, address)?;
+            tasks.spawn(server.clone().accept_tls(listener, authenticator));
         }
+        tasks.spawn(server.accept_socket(socket));
         crate::housekeeping::start(&api, &stopping, &tasks);
         tasks.close();
-        Ok(Running { api, socket: config.socket, tls_address, stopping, tasks })
+        Ok(Running { api, file, tls_address, stopping, tasks })
     }
 }
 
@@ -181,8 +198,18 @@ impl Running {
         if tokio::time::timeout(SHUTDOWN_GRACE, self.tasks.wait()).await.is_err() {
             tracing::warn!(open = self.tasks.len(), "requests were cut off at shutdown");
         }
-        if let Err(error) = std::fs::remove_file(&self.socket) {
-            tracing::warn!(%error, socket = %self.socket.display(), "cannot remove the socket");
+        drop(self.file);
+    }
+}
+
+/// A socket's name, removed when dropped.
+#[derive(Debug)]
+struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_file(&self.0) {
+            tracing::warn!(%error, socket = %self.0.display(), "cannot remove the socket");
         }
     }
 }

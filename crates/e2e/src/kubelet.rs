@@ -6,7 +6,7 @@
 
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpStream};
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -16,6 +16,8 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::mount::{UnmountFlags, unmount};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde_json::{Value, json};
+
+use crate::claims;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(10);
@@ -72,7 +74,7 @@ impl Kubelet {
         for name in ["manifests", "root", "certificates", "plugins", "logs"] {
             fs::create_dir_all(folder.join(name))?;
         }
-        let (read_only_port, port, healthz) = (free_port()?, free_port()?, free_port()?);
+        let (read_only_port, port, healthz) = (claims::port()?, claims::port()?, claims::port()?);
         let config = folder.join("kubelet.yaml");
         fs::write(&config, configuration(folder, socket, [read_only_port, port, healthz]))?;
         let log = File::create(folder.join("kubelet.log"))?;
@@ -256,11 +258,6 @@ fn remove_group(group: &Path) {
         }
     }
     drop(fs::remove_dir(group));
-}
-
-/// A port of the host that nobody listens on.
-pub fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
 }
 
 /// The whole answer to a plain request to this machine.

@@ -149,7 +149,8 @@ fn nothing_of_images(service: &Service) -> Result<()> {
     Ok(())
 }
 
-fn nothing_at_all(service: &Service, before: &Traces) -> Result<()> {
+/// Waits until nothing is here that was not `before`, of a service that does not run.
+pub fn nothing_at_all(service: &Service, before: &Traces) -> Result<()> {
     let mut left = Vec::new();
     let gone = until("nothing is left", || {
         left = Traces::global()?.of(service, before);

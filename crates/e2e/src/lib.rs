@@ -3,6 +3,7 @@
 //! The tests live in `tests/`; this library makes what they run on. The `fixtures` program makes the same for
 //! `quickstart.sh` and for the benchmarks.
 
+pub mod claims;
 pub mod fixtures;
 pub mod harness;
 pub mod kubelet;

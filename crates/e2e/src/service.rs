@@ -3,10 +3,9 @@
 use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -14,6 +13,7 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
+use crate::claims;
 use crate::fixtures::{Image, Registry, busybox};
 use crate::harness::call::Call;
 use crate::harness::process::wait;
@@ -42,10 +42,11 @@ pub struct Service {
     pub prefix4: String,
     /// Its IPv6 addresses, all but the last part: `fd…::`.
     pub prefix6: String,
+    /// Where its API is served with TLS, beside the socket.
+    pub listen: SocketAddr,
     /// The registry that it may use.
     pub registry: Registry,
     binary: PathBuf,
-    listen: String,
     folder: TempDir,
     supervisor: Mutex<Option<Child>>,
     pushed: Mutex<HashSet<String>>,
@@ -61,8 +62,6 @@ impl Service {
 
     /// Makes everything that one needs, and leaves it to the test to start it with [`serve`](Self::serve).
     pub fn prepare(suite: &str) -> Result<Self> {
-        /// Several services of one program have different addresses.
-        static PREPARED: AtomicU32 = AtomicU32::new(0);
         ensure!(
             rustix::process::geteuid().is_root(),
             "end-to-end tests make namespaces, mounts and interfaces: run them as root"
@@ -72,17 +71,14 @@ impl Service {
         for name in ["temporary", "work"] {
             fs::create_dir(folder.path().join(name))?;
         }
-        let pid = std::process::id();
-        let number = pid.wrapping_mul(7).wrapping_add(PREPARED.fetch_add(1, Ordering::Relaxed));
-        let (high, low) = (100 + number / 250 % 150, number % 250);
-        let port = free_port()?;
+        let (high, low) = claims::pool()?;
         Ok(Self {
-            instance: format!("e2e-{suite}-{pid}"),
+            instance: format!("e2e-{suite}-{}", std::process::id()),
             prefix4: format!("10.{high}.{low}."),
             prefix6: format!("fd5a:e2e:{high:x}:{low:x}::"),
             registry: Registry::start()?,
             binary,
-            listen: format!("127.0.0.1:{port}"),
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, claims::port()?)),
             folder,
             supervisor: Mutex::new(None),
             pushed: Mutex::new(HashSet::new()),
@@ -92,7 +88,7 @@ impl Service {
     /// The same with addresses for thousands of instances.
     pub fn prepare_wide(suite: &str) -> Result<Self> {
         let mut service = Self::prepare(suite)?;
-        service.prefix4 = format!("10.{}.", 250 + std::process::id() % 5);
+        service.prefix4 = format!("10.{}.", claims::wide_pool()?);
         Ok(service)
     }
 
@@ -109,7 +105,7 @@ impl Service {
         let seen = log.metadata()?.len();
         let mut command = Command::new(&self.binary);
         command
-            .args(["serve", "--instance", &self.instance, "--listen", &self.listen])
+            .args(["serve", "--instance", &self.instance, "--listen", &self.listen.to_string()])
             .args(["--pod-cidr4", &self.cidr4(), "--pod-cidr6", &format!("{}/64", self.prefix6)])
             .args(["--image-size-max", "1Gi"])
             .args([OsStr::new("--data-dir"), self.data_dir().as_os_str()])
@@ -121,14 +117,18 @@ impl Service {
             .stdout(log.try_clone()?)
             .stderr(log);
         let child = supervisor.insert(command.spawn().with_context(|| format!("start {}", self.binary.display()))?);
-        eventually("the service is ready", || {
+        let ready = eventually("the service is ready", || {
             let log = fs::read(self.log_path())?;
             let log = String::from_utf8_lossy(log.get(usize::try_from(seen)?..).unwrap_or_default()).into_owned();
             if let Some(status) = child.try_wait()? {
                 bail!("the service ended at once ({status}): {log}");
             }
             Ok(log.contains("sampan: ready").then_some(()))
-        })
+        });
+        if child.try_wait()?.is_some() {
+            *supervisor = None;
+        }
+        ready
     }
 
     /// Asks the service to stop and waits for it; instances go on.
@@ -267,11 +267,6 @@ impl Drop for Service {
             eprintln!("{}: {error:#}", self.instance);
         }
     }
-}
-
-/// A port that was free a moment ago.
-pub fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
 }
 
 /// Whether any thread of a process is there: a zombie whose other threads still run holds its files and locks.

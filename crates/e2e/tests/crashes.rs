@@ -11,10 +11,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
+use sampan_e2e::claims;
 use sampan_e2e::fixtures::debian;
 use sampan_e2e::harness::pod::{first_status, text};
 use sampan_e2e::harness::wait::{eventually, until};
-use sampan_e2e::service::{Part, Service, free_port};
+use sampan_e2e::service::{Part, Service};
 use sampan_e2e::{harness, storm, tests};
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -53,7 +54,7 @@ impl<'service> Witnesses<'service> {
         let folder = service.work().join(name);
         fs::create_dir(&folder)?;
         let volume = format!("{}:/shared", folder.display());
-        let port = free_port()?;
+        let port = claims::port()?;
         let publish = format!("{port}:8080");
         let counting = "nc -ll -p 8080 -e cat /proc/1/stat & \
                         n=0; while true; do echo line $n; n=$((n + 1)); echo $n > /shared/n; sleep 0.02; done";

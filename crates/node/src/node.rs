@@ -269,11 +269,6 @@ impl Node {
         }
     }
 
-    /// At the end of the service: leaves nothing on the host when no pod is left.
-    pub async fn close(&self) -> Result<(), NodeError> {
-        Ok(self.services.runtime.close().await?)
-    }
-
     /// Waits until every pod that there was at the start has its worker.
     pub(crate) async fn until_recovered(&self) {
         if self.recovered.subscribe().wait_for(|recovered| *recovered).await.is_err() {

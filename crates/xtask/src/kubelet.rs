@@ -10,7 +10,8 @@ use std::process::{Command, ExitCode, Output, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, ensure};
-use sampan_e2e::kubelet::{Kubelet, POD_PORT, free_port, get, static_pod};
+use sampan_e2e::claims;
+use sampan_e2e::kubelet::{Kubelet, POD_PORT, get, static_pod};
 
 use crate::critest::{build_service, find, service::Running};
 
@@ -86,7 +87,7 @@ impl Scenario<'_> {
 
     /// A port of the pod, through `crictl`.
     fn forward(&self) -> anyhow::Result<()> {
-        let (pod, port) = (self.ready_pods()?, free_port()?);
+        let (pod, port) = (self.ready_pods()?, claims::port()?);
         let mut forward = Command::new(self.crictl)
             .args(["--runtime-endpoint", &self.endpoint(), "port-forward", &pod, &format!("{port}:{POD_PORT}")])
             .stdin(Stdio::null())

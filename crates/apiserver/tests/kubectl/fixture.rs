@@ -68,7 +68,8 @@ impl Fixture {
             }),
         };
         let api = ApiHandle::new(store, Arc::new(BindAll)).expect("an API");
-        let running = ApiServer::serve(config, api.clone(), Arc::new(FakeNode)).await.expect("a server");
+        let listening = ApiServer::listen(config).await.expect("free places");
+        let running = ApiServer::serve(listening, api.clone(), Arc::new(FakeNode)).await.expect("a server");
         let node = tokio::spawn(play(api));
         Self { running, directory, kubectl: find_kubectl(), node }
     }

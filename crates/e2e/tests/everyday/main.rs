@@ -48,6 +48,7 @@ fn main() -> ExitCode {
             network::a_port_can_be_bound_to_one_address_and_to_udp,
             network::instances_have_both_kinds_of_addresses,
             network::names_are_resolved_by_files_of_its_own,
+            network::a_start_on_a_taken_port_leaves_nothing,
             network::the_way_out_goes_by_the_hosts_address,
             lists::instances_are_listed_in_every_form,
             lists::use_and_times_are_shown,

@@ -1,15 +1,17 @@
 //! Addresses, names, published ports and the way out.
 
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use sampan_e2e::claims;
 use sampan_e2e::fixtures::debian;
 use sampan_e2e::harness::call::Call;
 use sampan_e2e::harness::pod::text;
 use sampan_e2e::harness::wait::eventually;
-use sampan_e2e::service::{Service, free_port};
+use sampan_e2e::leaks::{self, Traces};
+use sampan_e2e::service::Service;
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -26,7 +28,7 @@ fn get(address: SocketAddr) -> Result<String> {
 pub(crate) fn nginx_answers_on_a_published_port(service: &Service) -> Result<()> {
     const HELLO: &str = "Hello from nginx in Sampan";
     let image = service.image("nginx:1", debian::nginx)?;
-    let port = free_port()?;
+    let port = claims::port()?;
     service.sampan(["run", "-d", "--name", "web", "-p", &format!("{port}:80"), &image]).ok()?;
     let here = SocketAddr::from(([127, 0, 0, 1], port));
     let answer = eventually("nginx answers", || Ok(get(here).ok()))?;
@@ -51,9 +53,23 @@ pub(crate) fn nginx_answers_on_a_published_port(service: &Service) -> Result<()>
     Ok(())
 }
 
+pub(crate) fn a_start_on_a_taken_port_leaves_nothing(_service: &Service) -> Result<()> {
+    let before = Traces::global()?;
+    let other = Service::prepare("taken")?;
+    let owner = TcpListener::bind(other.listen)?;
+    let refused = other.serve().err().context("it serves on a port of somebody else's")?;
+    let said = format!("{refused:#}");
+    ensure!(said.contains(&other.listen.to_string()) && said.contains("another service"), "{said}");
+    leaks::nothing_at_all(&other, &before)?;
+    drop(owner);
+    other.serve()?;
+    other.stop()?;
+    leaks::nothing_at_all(&other, &before)
+}
+
 pub(crate) fn a_port_can_be_bound_to_one_address_and_to_udp(service: &Service) -> Result<()> {
     let image = service.image("python:numpy", debian::python)?;
-    let (tcp, udp) = (free_port()?, free_port()?);
+    let (tcp, udp) = (claims::port()?, claims::port()?);
     let ports = [format!("127.0.0.1:{tcp}:7"), format!("{udp}:9/udp")];
     let program = "import socket, threading\n\
                    def datagrams():\n    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.bind(('', 9))\n    \

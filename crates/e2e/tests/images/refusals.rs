@@ -4,9 +4,10 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Result, ensure};
+use sampan_e2e::claims;
 use sampan_e2e::fixtures::{Image, hostile, variants};
 use sampan_e2e::leaks::entries;
-use sampan_e2e::service::{Service, free_port};
+use sampan_e2e::service::Service;
 
 /// Runs `image` and insists on one line with `words`, and on nothing left.
 fn refuses(service: &Service, image: &str, words: &[&str]) -> Result<()> {
@@ -41,7 +42,7 @@ fn refuses_image(service: &Service, name: &str, image: &Image, words: &[&str]) -
 
 pub(crate) fn unknown_hosts_and_images(service: &Service) -> Result<()> {
     refuses(service, "no-such-host.invalid/image:1", &["no-such-host.invalid"])?;
-    refuses(service, &format!("127.0.0.1:{}/image:1", free_port()?), &["127.0.0.1:", "refuses connections"])?;
+    refuses(service, &format!("127.0.0.1:{}/image:1", claims::port()?), &["127.0.0.1:", "refuses connections"])?;
     let unknown = service.registry.reference("nobody/knows:this");
     refuses(service, &unknown, &[&unknown, "not"])?;
     refuses(service, "Not A Reference", &["Not A Reference"])?;
@@ -130,7 +131,7 @@ pub(crate) fn commands_that_cannot_be_run(service: &Service) -> Result<()> {
 
 pub(crate) fn names_and_ports_that_are_taken(service: &Service) -> Result<()> {
     let busybox = service.busybox()?;
-    let port = free_port()?.to_string();
+    let port = claims::port()?.to_string();
     let publish = format!("{port}:80");
     service.sampan(["run", "-d", "--name", "holder", "-p", &publish, &busybox, "sleep", "1000"]).ok()?;
     refuses_call(service, &["run", "--rm", "--name", "holder", &busybox, "true"], 125, &["holder", "already"])?;

@@ -5,9 +5,10 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use sampan_e2e::claims;
 use sampan_e2e::harness::call::Call;
 use sampan_e2e::harness::wait::eventually;
-use sampan_e2e::service::{Service, free_port};
+use sampan_e2e::service::Service;
 
 /// One request and the whole answer.
 fn get(port: u16) -> Result<String> {
@@ -55,13 +56,13 @@ pub(crate) fn ports_are_forwarded_to_the_loopback_inside(service: &Service) -> R
         drop(running);
         outcome
     };
-    let port = free_port()?;
+    let port = claims::port()?;
     let words = |port: u16| ["port-forward".to_owned(), "pod/harbour".to_owned(), format!("{port}:8080")];
     forward(service.kubectl(words(port)), port).context("by kubectl over WebSocket")?;
-    let port = free_port()?;
+    let port = claims::port()?;
     let spdy = service.kubectl(words(port)).env("KUBECTL_PORT_FORWARD_WEBSOCKETS", "false");
     forward(spdy, port).context("by kubectl over SPDY")?;
-    let port = free_port()?;
+    let port = claims::port()?;
     let pair = format!("{port}:8080");
     forward(service.sampan(["port-forward", "harbour", &pair]), port).context("by sampan")?;
     let taken = std::net::TcpListener::bind("127.0.0.1:0")?;

@@ -42,10 +42,10 @@ pub(super) async fn serve_alone(
     args: &ServeArgs,
     ready: OwnedFd,
     mut stops: Stops,
-    runtime: Arc<Runtime>,
-    images: ImageStore,
+    runtime: &Arc<Runtime>,
+    images: &ImageStore,
 ) -> anyhow::Result<()> {
-    let server = start(args, &runtime, &images).await?;
+    let server = start(args, runtime, images).await?;
     let server = server.context("serve: --role cri with --cri-listen none would serve nothing")?;
     for leftover in &runtime.recover().await?.removed {
         tracing::info!(leftover, "removed what a killed service left half done");
@@ -65,7 +65,5 @@ pub(super) async fn serve_alone(
         () = mend => {}
     }
     server.stop().await;
-    runtime.close().await.context("serve: the host cannot be left clean; the next start tries again")?;
-    images.close().await;
     Ok(())
 }

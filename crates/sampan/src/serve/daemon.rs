@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use rustix::process::set_parent_process_death_signal;
-use sampan_apiserver::{ApiServer, ServerConfig, TlsConfig};
+use sampan_apiserver::{ApiServer, Listening, ServerConfig, TlsConfig};
 use sampan_controllers::{Scheduler, cleanup};
 use sampan_image::publish::CacheLocation;
 use sampan_image::{ImageError, ImageStore, ImageStoreConfig};
+use sampan_kit::error_chain::ErrorChain;
 use sampan_kit::quantity::Quantity;
 use sampan_network::{CniConfig, Network, NetworkConfig};
 use sampan_node::{Node, NodeConfig};
@@ -52,37 +53,71 @@ pub(crate) fn run(args: &InternalArgs) -> anyhow::Result<()> {
 }
 
 async fn serve(args: &ServeArgs, ready: std::os::fd::OwnedFd, keeper: DescriptorKeeper) -> anyhow::Result<()> {
-    let mut stops = Stops::listen().context("the daemon cannot listen for signals")?;
+    let stops = Stops::listen().context("the daemon cannot listen for signals")?;
     let mount_room = mount_room(args)?;
     let images = open_images(image_config(args, mount_room.clone(), keeper)?).await?;
-    let network = Network::open(network_config(args)?).await.context("serve: the network cannot be set up")?;
-    for obstacle in network.obstacles().await.context("serve: the host's firewall cannot be looked at")? {
-        tracing::warn!(%obstacle, "another firewall of this host drops what instances send");
-    }
+    // Before anything is made on the host: whoever has the places already must leave nothing of this start behind.
+    let listening = match args.role {
+        ServeRole::Cri => None,
+        ServeRole::All => {
+            let listening = ApiServer::listen(server_config(args)).await;
+            Some(listening.context("serve: the API cannot be served")?)
+        }
+    };
+    let runtime = Arc::new(open_runtime(args, mount_room).await?);
+    let outcome = match listening {
+        None => super::cri::serve_alone(args, ready, stops, &runtime, &images).await,
+        Some(listening) => serve_api(args, listening, ready, stops, &runtime, &images).await,
+    };
+    let closed = runtime.close().await.context("serve: the host cannot be left clean; the next start tries again");
+    images.close().await;
+    outcome.and(closed)
+}
+
+/// Opens the rooms that make pods. Where one of them cannot be opened, nothing of the others stays.
+async fn open_runtime(args: &ServeArgs, mount_room: Option<Arc<MountRoom>>) -> anyhow::Result<Runtime> {
     let sandboxes = SandboxConfig { run_dir: args.run_dir.clone(), instance: args.instance.clone() };
     let sandboxes = ProcessSandboxes::open(sandboxes).await.context("serve: sandboxes cannot be made")?;
-    let runtime = Runtime::open(
-        RuntimeConfig { data_dir: args.data_dir.clone(), mount_room, pool_size: args.sandbox_pool },
-        sandboxes,
-        network,
-    )
-    .context("serve: the runtime cannot be opened")?;
-    let runtime = Arc::new(runtime);
-    if args.role == ServeRole::Cri {
-        return super::cri::serve_alone(args, ready, stops, runtime, images).await;
+    let network = match Network::open(network_config(args)?).await.context("serve: the network cannot be set up") {
+        Ok(network) => network,
+        Err(error) => {
+            sandboxes.close().await.context("serve: the host cannot be left clean; the next start tries again")?;
+            return Err(error);
+        }
+    };
+    match network.obstacles().await {
+        Ok(obstacles) => {
+            for obstacle in obstacles {
+                tracing::warn!(%obstacle, "another firewall of this host drops what instances send");
+            }
+        }
+        Err(error) => tracing::warn!(error = %ErrorChain(&error), "the host's firewall cannot be looked at"),
     }
+    let config = RuntimeConfig { data_dir: args.data_dir.clone(), mount_room, pool_size: args.sandbox_pool };
+    Runtime::open(config, sandboxes, network).context("serve: the runtime cannot be opened")
+}
+
+/// Serves the API, and the container runtime interface beside it where that is wanted, until it is told to stop.
+async fn serve_api(
+    args: &ServeArgs,
+    listening: Listening,
+    ready: std::os::fd::OwnedFd,
+    mut stops: Stops,
+    runtime: &Arc<Runtime>,
+    images: &ImageStore,
+) -> anyhow::Result<()> {
     let store = Store::open(&args.data_dir.join("store.db")).context("serve: the object store cannot be opened")?;
-    let cri = super::cri::start(args, &runtime, &images).await?;
+    let cri = super::cri::start(args, runtime, images).await?;
     let node_config = NodeConfig { name: None, data_dir: args.data_dir.clone() };
-    let node = Node::open(&node_config, store.clone(), runtime, images.clone())
+    let node = Node::open(&node_config, store.clone(), Arc::clone(runtime), images.clone())
         .await
         .context("serve: the node cannot start")?;
     let scheduler = Scheduler::open(store.clone()).await.context("serve: the scheduler cannot start")?;
-    let api = ApiServer::start(server_config(args), store.clone(), Arc::new(node.clone()), Arc::new(scheduler.clone()))
+    let api = ApiServer::start(listening, store.clone(), Arc::new(node.clone()), Arc::new(scheduler.clone()))
         .await
         .context("serve: the API cannot be served")?;
     let mut work = tokio::task::JoinSet::new();
-    let (followed, mended) = (node.clone(), node.clone());
+    let (followed, mended) = (node.clone(), node);
     work.spawn(async move { followed.run().await.context("the node stopped") });
     work.spawn(async move {
         mended.mend().await;
@@ -107,8 +142,6 @@ async fn serve(args: &ServeArgs, ready: std::os::fd::OwnedFd, keeper: Descriptor
     }
     api.stop().await;
     work.shutdown().await;
-    node.close().await.context("serve: the host cannot be left clean; the next start tries again")?;
-    images.close().await;
     outcome
 }
 

@@ -85,7 +85,9 @@ pub(crate) fn run(args: &ServeArgs) -> anyhow::Result<()> {
         daemon_socket: None,
         silent_since: None,
     };
-    supervisor.serve(&signals, ready)
+    let served = supervisor.serve(&signals, ready);
+    let stopped = supervisor.stop();
+    served.and(stopped)
 }
 
 /// Descriptors that report signals.
@@ -159,6 +161,7 @@ struct Supervisor {
 }
 
 impl Supervisor {
+    /// Until somebody asks for the end.
     fn serve(&mut self, signals: &Signals, mut ready: io::PipeReader) -> anyhow::Result<()> {
         loop {
             self.start_due()?;
@@ -185,7 +188,7 @@ impl Supervisor {
                 self.announce()?;
             }
             if stopped {
-                return self.stop();
+                return Ok(());
             }
             if upgraded && drain_signals(signals.upgrades.as_fd()) {
                 self.upgrade()?;
