@@ -103,6 +103,10 @@ impl Catalog {
         self.images.get(id).map(|entry| &entry.record)
     }
 
+    pub(super) fn ids(&self) -> Vec<Digest> {
+        self.images.keys().copied().collect()
+    }
+
     pub(super) fn unsealed(&self) -> Vec<Digest> {
         let entries = self.images.values().filter(|entry| entry.record.unsealed_boot.is_some());
         entries.map(|entry| entry.record.id).collect()

@@ -50,7 +50,7 @@ pub(super) fn open(mut config: ImageStoreConfig) -> Result<Inner, ImageError> {
     }
     let layers = Layers::new(config.layers_at_once);
     sweep(&catalog, &paths)?;
-    Ok(Inner {
+    let inner = Inner {
         config,
         paths,
         client,
@@ -64,7 +64,11 @@ pub(super) fn open(mut config: ImageStoreConfig) -> Result<Inner, ImageError> {
         boot_id,
         next_name: 0.into(),
         _lock: lock,
-    })
+    };
+    if let Err(error) = inner.read_ahead_where_whole() {
+        tracing::debug!(%error, "mounted images may read nothing ahead");
+    }
+    Ok(inner)
 }
 
 /// What serves layers that are still arriving, with those that an earlier process of this boot served. A machine or a service

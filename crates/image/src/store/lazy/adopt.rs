@@ -6,7 +6,6 @@ use crate::error::ImageError;
 use crate::lazy::compressed::CompressedCache;
 use crate::lazy::connection::LazyFiles;
 use crate::lazy::device::mend_devices;
-use crate::lazy::event::LayerEvent;
 use crate::lazy::layer::{LayerParts, LazyLayer};
 use crate::lazy::pages::PageCache;
 use crate::lazy::records::{FileRecords, RefoundRecords};
@@ -64,10 +63,7 @@ pub(crate) fn adopt(lazy: &Lazy, store: &Opening<'_>) -> Result<(), ImageError> 
 /// Moves what still reads a layer that is complete to its blob, and what is left from a connection that is no more to this one.
 fn settle(lazy: &Lazy, files: &LazyFiles, paths: &Paths, served: &Served) -> Result<(), ImageError> {
     if let Some(blob) = whole(paths, &served.diff_id)? {
-        lazy.switch(served, blob)?;
-        // The service before this one may not have come to tell: its mounts read nothing ahead still.
-        (lazy.around.report)(LayerEvent::Complete { diff_id: served.diff_id });
-        return Ok(());
+        return lazy.switch(served, blob);
     }
     let Some(file) = &served.file else { return Ok(()) };
     mend_devices(files, served.layer.number, file).map_err(|source| ImageError::Lazy { source: source.into() })

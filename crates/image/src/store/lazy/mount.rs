@@ -9,8 +9,8 @@ use crate::lazy::limits::{ARRIVING_READ_AHEAD_KIB, START_MAX};
 use sampan_kit::error_chain::ErrorChain;
 use sampan_oci::digest::Digest;
 use sampan_sys::loop_device::{self, LoopDevice};
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -87,6 +87,14 @@ impl Inner {
         let _one = self.lazy.read_ahead.lock().unwrap_or_else(PoisonError::into_inner);
         let backing = File::open(self.paths.metadata(image))?;
         self.metadata_devices(image)?.iter().try_for_each(|device| device.read_ahead_as(&backing))
+    }
+
+    /// The same for all that are here and mounted: the service before this one may have been killed when one had just arrived.
+    pub(crate) fn read_ahead_where_whole(&self) -> io::Result<()> {
+        let mounted: HashSet<PathBuf> = loop_device::backing_files()?.into_iter().collect();
+        let images = self.catalog().ids();
+        let is_meant = |image: &Digest| mounted.contains(&self.paths.metadata(image)) && self.is_whole(image);
+        images.iter().filter(|image| is_meant(image)).try_for_each(|image| self.read_ahead_again(image))
     }
 
     /// The first devices of an image's mounts, by which its file systems read ahead.
