@@ -100,6 +100,18 @@ impl Pattern {
         assert!(!waited.1.timed_out(), "nobody asks");
     }
 
+    /// Whether so many wishes wait at the same time, of one who gives nothing before; then all is here.
+    pub(in crate::lazy) fn gives_all_when_so_many_wait(&self, wishes: u64) -> bool {
+        let state = self.inner.state.lock().expect("state");
+        let waited = self.inner.asked.wait_timeout_while(state, PATIENCE, |state| state.wishes < wishes);
+        let (mut state, waited) = waited.expect("state");
+        state.present.extend(0..self.inner.bytes.div_ceil(SPAN_BYTES));
+        let stuck = std::mem::take(&mut state.stuck);
+        drop(state);
+        stuck.into_iter().for_each(|answer| answer(Ok(())));
+        !waited.timed_out()
+    }
+
     pub(in crate::lazy) fn fail_all(&self) {
         let stuck = std::mem::take(&mut self.inner.state.lock().expect("state").stuck);
         stuck.into_iter().for_each(|answer| answer(Err(Errno::IO)));
