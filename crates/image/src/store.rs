@@ -45,6 +45,7 @@ mod verify;
 
 pub use catalog::Image;
 pub use counters::ImageCounters;
+pub(crate) use lazy::open_index;
 pub(crate) use mount::Reading;
 #[cfg(test)]
 pub(crate) use mount::{mount_files, mount_image, mount_loops};
@@ -65,6 +66,7 @@ use catalog::Catalog;
 use layers::Layers;
 use paths::Paths;
 use registry::Client;
+use sampan_kit::memory::MemoryBudget;
 use sampan_oci::config::ImageConfig;
 use sampan_oci::digest::Digest;
 use sampan_oci::platform::Platform;
@@ -79,7 +81,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::broadcast;
+use tokio::sync::{Semaphore, broadcast};
 
 /// When to ask the registry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -186,6 +188,9 @@ struct Inner {
     paths: Paths,
     client: Client,
     catalog: Mutex<Catalog>,
+    /// Shared by everything that loads.
+    memory: MemoryBudget,
+    assembling: Arc<Semaphore>,
     layers: Layers,
     lazy: Lazy,
     publications: Publications,

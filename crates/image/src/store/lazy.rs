@@ -39,6 +39,7 @@ use crate::lazy::partial_file::PartialFile;
 use crate::lazy::remote::Remote;
 use crate::lazy::state::{INDEX, LayerState, ReadBy};
 use crate::lazy::traffic::Traffic;
+use sampan_kit::memory::MemoryBudget;
 use sampan_oci::digest::Digest;
 use std::collections::HashMap;
 use std::fs::{DirBuilder, File};
@@ -135,6 +136,7 @@ impl Lazy {
         files: Option<LazyFiles>,
         background_bytes_per_second: Option<u64>,
         read_deadline: std::time::Duration,
+        memory: MemoryBudget,
     ) -> Self {
         let (reporter, reports) = mpsc::unbounded_channel();
         let around = Surroundings {
@@ -144,6 +146,7 @@ impl Lazy {
             report: Arc::new(move |event| drop(reporter.send(event))),
             read_deadline,
             runtime: Handle::current(),
+            memory,
         };
         Self {
             files,
@@ -336,7 +339,7 @@ fn remove_folder(path: &Path) {
 }
 
 /// The index file of a layer, read for use.
-pub(super) fn open_index(path: &Path) -> Result<(LayerIndex, u64, File), ImageError> {
+pub(crate) fn open_index(path: &Path) -> Result<(LayerIndex, u64, File), ImageError> {
     let front = super::read_front(path)?;
     let decoded = LayerIndex::decode(&front);
     let index = decoded.map_err(|source| ImageError::Index { path: path.to_owned(), source })?;

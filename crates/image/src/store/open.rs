@@ -12,9 +12,11 @@ use super::{ImageStoreConfig, Inner};
 use crate::error::ImageError;
 use crate::lazy::connection::LazyFiles;
 use crate::lazy::limits::FUSE_THREADS;
+use crate::limits::{ASSEMBLED_AT_ONCE, LOAD_BYTES_MAX};
 use crate::publish::Publications;
 use rustix::fs::{FlockOperation, flock};
 use sampan_kit::error_chain::ErrorChain;
+use sampan_kit::memory::MemoryBudget;
 use sampan_oci::config::ImageConfig;
 use sampan_oci::digest::Digest;
 use std::collections::HashSet;
@@ -22,6 +24,7 @@ use std::fs::{self, DirBuilder, File};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use tokio::sync::Semaphore;
 
 pub(super) fn open(mut config: ImageStoreConfig) -> Result<Inner, ImageError> {
     let paths = Paths::new(&config.data_dir);
@@ -34,10 +37,11 @@ pub(super) fn open(mut config: ImageStoreConfig) -> Result<Inner, ImageError> {
         paths.remove_all(&path)?;
     }
     let boot_id = boot_id()?;
-    let client = Client::new(config.registry.clone());
+    let memory = MemoryBudget::new(LOAD_BYTES_MAX);
+    let client = Client::new(config.registry.clone(), memory.clone());
     let publications = Publications::new(client.inner().clone(), &config.data_dir, config.index_cache.clone());
     config.index_source.get_or_insert_with(|| Arc::new(publications.clone()));
-    let lazy = open_lazy(&config, &paths, &client, &boot_id)?;
+    let lazy = open_lazy(&config, &paths, &client, &boot_id, memory.clone())?;
     let mut catalog = Catalog::default();
     for path in files(&paths.records)? {
         match Record::read(&path).and_then(|record| believed(record, &paths, &lazy, &boot_id)) {
@@ -55,6 +59,8 @@ pub(super) fn open(mut config: ImageStoreConfig) -> Result<Inner, ImageError> {
         paths,
         client,
         catalog: Mutex::new(catalog),
+        memory,
+        assembling: Arc::new(Semaphore::new(ASSEMBLED_AT_ONCE)),
         layers,
         lazy,
         publications,
@@ -73,7 +79,13 @@ pub(super) fn open(mut config: ImageStoreConfig) -> Result<Inner, ImageError> {
 
 /// What serves layers that are still arriving, with those that an earlier process of this boot served. A machine or a service
 /// that cannot do so pulls everything whole.
-fn open_lazy(config: &ImageStoreConfig, paths: &Paths, client: &Client, boot_id: &str) -> Result<Lazy, ImageError> {
+fn open_lazy(
+    config: &ImageStoreConfig,
+    paths: &Paths,
+    client: &Client,
+    boot_id: &str,
+    memory: MemoryBudget,
+) -> Result<Lazy, ImageError> {
     let files = config.keeper.as_ref().and_then(|keeper| match LazyFiles::open(keeper, &paths.root, FUSE_THREADS) {
         Ok(files) => Some(files),
         Err(error) => {
@@ -82,7 +94,7 @@ fn open_lazy(config: &ImageStoreConfig, paths: &Paths, client: &Client, boot_id:
             None
         }
     });
-    let lazy = Lazy::new(files, config.background_bytes_per_second, config.read_deadline);
+    let lazy = Lazy::new(files, config.background_bytes_per_second, config.read_deadline, memory);
     lazy::adopt(&lazy, &Opening { config, paths, client, boot_id })?;
     Ok(lazy)
 }
