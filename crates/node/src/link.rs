@@ -43,16 +43,15 @@ pub(crate) fn sandbox_refusal(error: &SandboxError) -> NodeLinkError {
 }
 
 impl Node {
-    /// What is known of a pod. After a restart of the service it is not known until its worker has taken it up, for
-    /// which this waits.
+    /// What is known of a pod. It is not known until a worker has taken it up, for which this waits: a pod has just been
+    /// made, or the service has been started again.
     pub(crate) async fn view(&self, pod: &PodRef) -> Result<watch::Receiver<View>, NodeLinkError> {
         let missing = || {
             let message = format!("pod {}/{} is not on this node yet; try again", pod.namespace, pod.name);
             refuse(StatusCode::BAD_REQUEST, "BadRequest", message)
         };
         let taken_up = async {
-            self.until_recovered().await;
-            let mut view = self.worker(&pod.uid)?.view;
+            let mut view = self.worker_to_come(&pod.uid).await?.view;
             if view.wait_for(|view| !view.containers.is_empty()).await.is_err() {
                 tracing::trace!(pod = pod.name, "its worker ended at once");
             }

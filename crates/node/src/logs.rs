@@ -183,8 +183,8 @@ pub(crate) fn last_words(path: &Path) -> io::Result<String> {
     Ok(String::from_utf8_lossy(text.get(cut..).unwrap_or_default()).into_owned())
 }
 
-/// Where a log's data begin: what the agent gave back of a long one is a hole.
-fn data_start(file: &File) -> io::Result<u64> {
+/// Goes to where a log's data begin, and says where that is: what the agent gave back of a long one is a hole.
+fn skip_hole(file: &File) -> io::Result<u64> {
     match rustix::fs::seek(file, rustix::fs::SeekFrom::Data(0)) {
         Ok(start) => Ok(start),
         // It is empty.
@@ -224,10 +224,17 @@ pub(crate) struct Followed {
     pub(crate) attempt: u32,
 }
 
-/// A piece as a file, unpacked off the event loop.
-async fn unpacked(piece: Piece) -> io::Result<File> {
-    let opened = tokio::task::spawn_blocking(move || piece.open()).await;
-    opened.unwrap_or_else(|panic| Err(io::Error::other(panic))).map(File::from_std)
+/// A piece as a file at the beginning of its data, and where that is. Unpacking takes time, off the event loop.
+async fn unpacked(piece: Piece) -> io::Result<(File, u64)> {
+    let file = if piece.is_packed() {
+        let opened = tokio::task::spawn_blocking(move || piece.open()).await;
+        opened.unwrap_or_else(|panic| Err(io::Error::other(panic)))?
+    } else {
+        piece.open()?
+    };
+    let file = File::from_std(file);
+    let first = skip_hole(&file)?;
+    Ok((file, first))
 }
 
 impl Reader {
@@ -241,10 +248,7 @@ impl Reader {
         let (file, rest) = match query.tail_lines {
             None => {
                 let oldest = pieces.pop_front().ok_or(io::ErrorKind::NotFound)?;
-                let mut file = unpacked(oldest).await?;
-                let first = data_start(&file)?;
-                file.seek(io::SeekFrom::Start(first)).await?;
-                (file, pieces)
+                (unpacked(oldest).await?.0, pieces)
             }
             Some(lines) => tail(pieces, lines, query.stream).await?,
         };
@@ -271,9 +275,7 @@ impl Reader {
                 self.go_on().await?;
             }
             if let Some(piece) = self.rest.pop_front() {
-                self.file = unpacked(piece).await?;
-                let first = data_start(&self.file)?;
-                self.file.seek(io::SeekFrom::Start(first)).await?;
+                (self.file, _) = unpacked(piece).await?;
                 continue;
             }
             match &mut self.follow {
@@ -312,8 +314,7 @@ async fn tail(mut pieces: VecDeque<Piece>, mut lines: u64, stream: Stream) -> io
     let mut younger: Vec<File> = Vec::new();
     loop {
         let piece = pieces.pop_back().ok_or(io::ErrorKind::NotFound)?;
-        let mut file = unpacked(piece).await?;
-        let first = data_start(&file)?;
+        let (mut file, first) = unpacked(piece).await?;
         let (start, found) = tail_start(&mut file, lines, stream, first).await?;
         lines = lines.saturating_sub(found);
         if lines == 0 || pieces.is_empty() {

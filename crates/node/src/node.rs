@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod as PodObject;
@@ -46,9 +46,8 @@ pub struct NodeConfig {
 #[derive(Debug, Clone)]
 pub struct Node {
     pub(crate) services: Arc<Services>,
-    workers: Arc<Mutex<HashMap<String, Handle>>>,
-    /// Every pod that there was at the start has its worker.
-    recovered: Arc<watch::Sender<bool>>,
+    /// By the UID of their pods.
+    workers: Arc<watch::Sender<HashMap<String, Handle>>>,
 }
 
 impl Node {
@@ -74,7 +73,7 @@ impl Node {
         let log_changes = Arc::default();
         let services = Services { store, runtime, images, node_name, host_ip, allocatable, seccomp_dir, log_changes };
         let services = Arc::new(services);
-        Ok(Self { services, workers: Arc::default(), recovered: Arc::new(watch::Sender::new(false)) })
+        Ok(Self { services, workers: Arc::default() })
     }
 
     /// The node's name.
@@ -95,7 +94,6 @@ impl Node {
         for object in pods {
             self.deliver(object, &mut rows).await;
         }
-        self.recovered.send_replace(true);
         // They end with this, when it does.
         let mut followers = tokio::task::JoinSet::new();
         for kind in ["configmap", "secret"] {
@@ -198,7 +196,7 @@ impl Node {
             self.deliver(object, rows).await;
         }
         let gone: Vec<Handle> = {
-            let workers = self.workers();
+            let workers = self.workers.borrow();
             workers.iter().filter(|(uid, _)| !present.contains(*uid)).map(|(_, handle)| handle.clone()).collect()
         };
         for handle in gone {
@@ -223,19 +221,18 @@ impl Node {
         if bound_to != Some(self.name()) {
             return;
         }
-        let known = self.workers().get(&uid).cloned();
-        if let Some(handle) = known {
+        if let Some(handle) = self.worker(&uid) {
             if handle.queue.send(Message::Changed(Arc::clone(&object))).await.is_ok() {
                 return;
             }
-            self.workers().remove(&uid);
+            self.workers.send_modify(|workers| drop(workers.remove(&uid)));
             rows.extend(self.live_row(&uid).map(|row| (uid.clone(), row)));
         }
         match serde_json::from_value::<PodObject>(object.value.clone()) {
             Ok(pod) => {
                 let found = rows.remove(&uid).map_or(Found::Nothing, Found::Row);
                 let handle = Worker::spawn(Arc::clone(&self.services), object, pod, found);
-                self.workers().insert(uid, handle);
+                self.workers.send_modify(|workers| drop(workers.insert(uid, handle)));
             }
             Err(error) => tracing::error!(pod = %object.key, %error, "a stored pod cannot be read"),
         }
@@ -250,7 +247,9 @@ impl Node {
     }
 
     async fn vanished(&self, object: &Object) {
-        let handle = uid(&object.value).and_then(|uid| self.workers().remove(&uid));
+        let Some(uid) = uid(&object.value) else { return };
+        let mut handle = None;
+        self.workers.send_modify(|workers| handle = workers.remove(&uid));
         if let Some(handle) = handle
             && handle.queue.send(Message::Gone).await.is_err()
         {
@@ -269,25 +268,21 @@ impl Node {
         }
     }
 
-    /// Waits until every pod that there was at the start has its worker.
-    pub(crate) async fn until_recovered(&self) {
-        if self.recovered.subscribe().wait_for(|recovered| *recovered).await.is_err() {
-            tracing::trace!("the node ends before it began");
-        }
+    /// The worker of a pod.
+    fn worker(&self, uid: &str) -> Option<Handle> {
+        self.workers.borrow().get(uid).cloned()
     }
 
-    /// The worker of a pod.
-    pub(crate) fn worker(&self, uid: &str) -> Option<Handle> {
-        self.workers().get(uid).cloned()
+    /// The worker of a pod of this node, which has it soon: after the service's start, or after the pod was made.
+    pub(crate) async fn worker_to_come(&self, uid: &str) -> Option<Handle> {
+        let mut workers = self.workers.subscribe();
+        let workers = workers.wait_for(|workers| workers.contains_key(uid)).await.ok()?;
+        workers.get(uid).cloned()
     }
 
     /// Every pod that has a worker.
     pub(crate) fn all_workers(&self) -> Vec<(String, Handle)> {
-        self.workers().iter().map(|(uid, handle)| (uid.clone(), handle.clone())).collect()
-    }
-
-    fn workers(&self) -> MutexGuard<'_, HashMap<String, Handle>> {
-        self.workers.lock().unwrap_or_else(PoisonError::into_inner)
+        self.workers.borrow().iter().map(|(uid, handle)| (uid.clone(), handle.clone())).collect()
     }
 }
 

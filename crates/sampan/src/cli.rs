@@ -42,7 +42,11 @@ pub(crate) struct Cli {
 }
 
 /// What to do.
+///
+/// Options are made only of the command that a line names. A doc comment on a struct of options, or on commands below one, would
+/// then be shown in place of the variant's here, so that they have none.
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 pub(crate) enum Command {
     /// Run a command in a new instance of an image.
     Run(Box<commands::run::RunArgs>),
@@ -98,7 +102,7 @@ pub(crate) enum Command {
     Internal(serve::InternalArgs),
 }
 
-/// What to do with the machine.
+// What to do with the machine.
 #[derive(Debug, Subcommand)]
 pub(crate) enum HostCommand {
     /// Say what this machine offers, what is missing, and what to do about it.
@@ -160,6 +164,20 @@ mod tests {
     fn the_tree_of_commands_is_sound() {
         use clap::CommandFactory as _;
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_command_says_of_itself_what_the_list_of_commands_says() {
+        let descriptions = |command: &clap::Command| -> Vec<(String, Option<String>)> {
+            let of = |one: &clap::Command| (one.get_name().to_owned(), one.get_about().map(ToString::to_string));
+            command.get_subcommands().map(of).collect()
+        };
+        let images = image::ImageCommand::augment_subcommands(clap::Command::new("image"));
+        for mut command in [<Cli as clap::CommandFactory>::command(), images.disable_help_subcommand(true)] {
+            let listed = descriptions(&command);
+            command.build();
+            assert_eq!(descriptions(&command), listed);
+        }
     }
 
     #[test]

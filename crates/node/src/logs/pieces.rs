@@ -39,6 +39,11 @@ impl Piece {
         Self { file, packed: false }
     }
 
+    /// Whether [`Self::open`] has to unpack it.
+    pub(crate) fn is_packed(&self) -> bool {
+        self.packed
+    }
+
     /// The file itself, or an unpacked copy of it that has no name.
     pub(crate) fn open(self) -> io::Result<File> {
         if !self.packed {

@@ -5,8 +5,9 @@ use clap::Subcommand;
 use crate::commands::image::{gc, index, inspect, keys, pack, prefetch, push_index, trace, verify};
 use crate::commands::{images, rmi};
 
-/// What to do with images.
+// What to do with images.
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 pub(crate) enum ImageCommand {
     /// List the images on this machine.
     Ls(images::ImagesArgs),

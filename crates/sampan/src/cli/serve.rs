@@ -18,7 +18,7 @@ Examples:
 Stopping the service leaves running instances alone; the next start finds them again.
 Remove everything: sampan rm -f $(sampan ps -aq), stop the service, delete the data directory.";
 
-/// The service's options.
+// The service's options.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct ServeArgs {
@@ -192,7 +192,7 @@ impl std::fmt::Display for Listen {
     }
 }
 
-/// A process of the service: the supervisor starts these, nobody else.
+// A process of the service: the supervisor starts these, nobody else.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct InternalArgs {
     /// Which process to be.

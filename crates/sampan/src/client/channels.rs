@@ -19,10 +19,10 @@ use serde_json::Value;
 use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::mpsc;
 use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::client::generate_key;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
-use tokio_tungstenite::tungstenite::{Error as SocketError, Message};
 
 use super::{Client, ClientError, head, whole};
 use crate::failure::Failure;
@@ -144,18 +144,17 @@ async fn receive(
     stdout: &mut (impl AsyncWrite + Unpin),
     stderr: &mut (impl AsyncWrite + Unpin),
 ) -> Result<Ended, Failure> {
-    let mut ended = Ended::Closed;
     loop {
         let message = match source.next().await {
             Some(Ok(Message::Binary(bytes))) => bytes,
-            Some(Ok(Message::Close(_)) | Err(SocketError::ConnectionClosed)) | None => return Ok(ended),
+            Some(Ok(Message::Close(_)) | Err(_)) | None => return Ok(Ended::Closed),
             Some(Ok(_)) => continue,
-            Some(Err(_)) => return Ok(ended),
         };
         match message.split_first() {
             Some((&STDOUT, bytes)) => deliver(stdout, bytes).await?,
             Some((&STDERR, bytes)) => deliver(stderr, bytes).await?,
-            Some((&STATUS, bytes)) => ended = status(bytes),
+            // The service has nothing more to say but goodbye.
+            Some((&STATUS, bytes)) => return Ok(status(bytes)),
             _ => {}
         }
     }

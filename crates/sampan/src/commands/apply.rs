@@ -26,7 +26,7 @@ Examples:
   sampan apply -f pod.yaml            create what is in the file, or change it to match
   sampan inspect -o yaml web | sed s/web/web2/ | sampan apply -f -";
 
-/// What to apply.
+// What to apply.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct ApplyArgs {

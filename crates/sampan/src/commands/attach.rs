@@ -18,7 +18,7 @@ Examples:
 
 The exit code is the instance's own, or 0 after leaving it with the detach keys.";
 
-/// What to connect to.
+// What to connect to.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct AttachArgs {

@@ -14,7 +14,7 @@ Examples:
   sampan completion fish > ~/.config/fish/completions/sampan.fish
   source <(sampan completion bash)                this shell only";
 
-/// For which shell.
+// For which shell.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct CompletionArgs {

@@ -47,7 +47,7 @@ Examples:
 
 Set-uid and set-gid bits, devices and pipes of an instance are left out; owners become this user.";
 
-/// From where to where.
+// From where to where.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct CpArgs {

@@ -23,7 +23,7 @@ The exit code is the command's own; 125 says that Sampan failed, 126 and 127 tha
 /// Shells' code for a command that is there but cannot be run.
 const EXIT_CANNOT_RUN: i32 = 126;
 
-/// What to run, and where.
+// What to run, and where.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct ExecArgs {

@@ -106,9 +106,13 @@ impl Foreground {
         }
     }
 
-    /// Shows what it writes, from its first byte, until it ends; `stdin`: feeds it from standard input.
-    pub(crate) async fn follow(&mut self, stdin: bool) -> Result<Left, Failure> {
-        let mut copies = Copies::start(&self.client, &self.log_path(), outputs_are_one());
+    /// Begins to show what it writes, from its first byte; it need not run yet.
+    pub(crate) fn show_output(&self) -> Copies {
+        Copies::start(&self.client, &self.log_path(), outputs_are_one())
+    }
+
+    /// Stays until it has ended and its output is shown; `stdin`: feeds it from standard input.
+    pub(crate) async fn follow(&mut self, mut copies: Copies, stdin: bool) -> Result<Left, Failure> {
         let feeding = feed_stdin(self.client.clone(), self.attach_path(stdin, false), stdin);
         tokio::pin!(feeding);
         let mut ended = match stage(&self.pod, &self.container) {

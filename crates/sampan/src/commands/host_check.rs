@@ -11,7 +11,7 @@ use crate::failure::Failure;
 use crate::output::{self, Format, Table};
 use crate::pods::{list, text};
 
-/// How to show it.
+// How to show it.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct HostCheckArgs {
     /// json or yaml instead of a table.

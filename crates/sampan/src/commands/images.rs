@@ -19,7 +19,7 @@ Examples:
   sampan images -o wide               with digests
   sampan rmi $(sampan images -q)      remove every image that nothing uses";
 
-/// How to show them.
+// How to show them.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct ImagesArgs {

@@ -13,7 +13,7 @@ Examples:
   sampan inspect -o yaml web > web.yaml           as YAML
   sampan inspect web | jq -r .status.podIP        its address";
 
-/// What to show.
+// What to show.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct InspectArgs {

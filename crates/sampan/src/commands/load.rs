@@ -23,7 +23,7 @@ Examples:
   docker save app:1.2 | sampan load       without a file between
   sampan run docker-archive:app.tar       run it without keeping its name";
 
-/// What to load.
+// What to load.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct LoadArgs {

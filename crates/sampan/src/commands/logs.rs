@@ -17,7 +17,7 @@ Examples:
   sampan logs --since 10m web         the last ten minutes
   sampan logs --previous web          what it wrote before it was started again";
 
-/// Whose output, and how much of it.
+// Whose output, and how much of it.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct LogsArgs {

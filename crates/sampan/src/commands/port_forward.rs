@@ -23,7 +23,7 @@ Examples:
 It needs no published port: connections go to the instance's own loopback. An instance does not see
 that a client has closed its half of a connection before the other half ends.";
 
-/// Which ports lead where.
+// Which ports lead where.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct PortForwardArgs {

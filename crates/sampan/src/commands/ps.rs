@@ -19,7 +19,7 @@ Examples:
   sampan ps -A -o wide                every namespace, with addresses and ids
   sampan rm -f $(sampan ps -aq)       remove everything of this namespace";
 
-/// Which instances, and how to show them.
+// Which instances, and how to show them.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct PsArgs {

@@ -20,7 +20,7 @@ Examples:
   sampan pull oci:./layout                        from an OCI layout directory
   sampan pull docker-archive:./app.tar            from a file that docker save wrote";
 
-/// What to fetch.
+// What to fetch.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct PullArgs {

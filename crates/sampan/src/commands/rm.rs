@@ -15,7 +15,7 @@ Examples:
   sampan rm -f web                    end it first, at once
   sampan rm -f $(sampan ps -aq)       remove everything of this namespace";
 
-/// What to remove.
+// What to remove.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct RmArgs {

@@ -16,7 +16,7 @@ Examples:
   sampan rmi debian:13
   sampan rmi $(sampan images -q)      every image that nothing uses";
 
-/// What to remove.
+// What to remove.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct RmiArgs {

@@ -37,7 +37,7 @@ Examples:
 
 The exit code is the command's own; 125 says that Sampan failed, 126 and 127 that the command could not be run.";
 
-/// What to run, and how.
+// What to run, and how.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct RunArgs {
@@ -204,6 +204,7 @@ enum Outcome {
 }
 
 async fn stay(args: &RunArgs, image: &str, instance: &mut Foreground) -> Result<Outcome, Failure> {
+    let output = (!args.tty && !args.detach).then(|| instance.show_output());
     let begun = instance.await_start().await?;
     match begun {
         Begun::Interrupted(Caught { number, .. }) => return Ok(Outcome::Discard(None, 128 + number)),
@@ -216,10 +217,9 @@ async fn stay(args: &RunArgs, image: &str, instance: &mut Foreground) -> Result<
         Begun::Running | Begun::Finished(_) if args.detach => return Ok(Outcome::Name),
         Begun::Running | Begun::Finished(_) => {}
     }
-    let left = if args.tty {
-        instance.converse(args.interactive, true, args.detach_keys.clone()).await?
-    } else {
-        instance.follow(args.interactive).await?
+    let left = match output {
+        Some(output) => instance.follow(output, args.interactive).await?,
+        None => instance.converse(args.interactive, true, args.detach_keys.clone()).await?,
     };
     Ok(match left {
         Left::Ended(end) if !end.ran => Outcome::Discard(Some(never(image, &end.reason, &end.message)), end.code),

@@ -25,7 +25,7 @@ const REFRESH: Duration = Duration::from_secs(1);
 /// Clears a terminal from its upper left corner on.
 const HOME_AND_CLEAR: &str = "\u{1b}[H\u{1b}[J";
 
-/// Whose use to show.
+// Whose use to show.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct StatsArgs {

@@ -20,7 +20,7 @@ Examples:
   sampan stop web                     TERM, and KILL when its time to end is over
   sampan stop -t 1 web db             with one second each";
 
-/// What to stop.
+// What to stop.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct StopArgs {

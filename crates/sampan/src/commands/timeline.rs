@@ -16,7 +16,7 @@ const BAR_COLUMNS: f64 = 40.0;
 /// What is shown of a timeline; the node writes ten phases a start.
 const PHASES_MAX: usize = 200;
 
-/// Whose start to show.
+// Whose start to show.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct TimelineArgs {
     /// json or yaml instead of a picture.

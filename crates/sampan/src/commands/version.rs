@@ -8,7 +8,7 @@ use crate::failure::Failure;
 use crate::output::{self, Format};
 use crate::pods::text;
 
-/// How to show it.
+// How to show it.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct VersionArgs {
     /// json or yaml instead of lines.

@@ -1,4 +1,7 @@
 //! Copying an instance's log to stdout and stderr while it grows.
+//!
+//! The log may be asked for before the instance runs: the service answers once it does. At the end then nobody waits for a
+//! question and its answer, but only for the last bytes.
 
 use std::time::{Duration, Instant};
 
@@ -15,7 +18,7 @@ use crate::limits::{LAST_WORDS_MAX, SERVICE_RETURN_MAX};
 
 /// The copies under way.
 #[derive(Debug)]
-pub(super) struct Copies {
+pub(crate) struct Copies {
     tasks: JoinSet<Result<(), Failure>>,
     ending: watch::Sender<bool>,
 }

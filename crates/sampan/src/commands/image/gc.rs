@@ -19,7 +19,7 @@ Examples:
 
 Images that instances use, or that are on their way, are never touched.";
 
-/// How much may stay.
+// How much may stay.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct GcArgs {

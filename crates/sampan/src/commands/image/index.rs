@@ -13,7 +13,7 @@ Examples:
 
 Every image that is pulled is indexed in passing; this makes sure of it.";
 
-/// What to index.
+// What to index.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct IndexArgs {

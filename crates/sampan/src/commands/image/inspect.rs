@@ -17,7 +17,7 @@ Examples:
   sampan image inspect python:3              layers, and how much of each is here
   sampan image inspect -o json python:3 | jq .layers";
 
-/// What to show.
+// What to show.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct InspectArgs {

@@ -21,7 +21,7 @@ Examples:
 
 An index, pack or trace that is not signed by one of these keys is never used.";
 
-/// What to do with keys.
+// What to do with keys.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = EXAMPLES, args_conflicts_with_subcommands = true)]
 pub(crate) struct KeysArgs {

@@ -31,7 +31,7 @@ const UNTRACED: &str = "was traced yet";
 /// What it says of an image that is not here.
 const ABSENT: &str = "on this machine; sampan images lists";
 
-/// What to pack.
+// What to pack.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct PackArgs {

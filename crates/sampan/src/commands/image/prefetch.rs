@@ -12,7 +12,7 @@ const EXAMPLES: &str = "\
 Examples:
   sampan image prefetch python:3 nginx      fetch them; what is here already is not fetched again";
 
-/// What to fetch.
+// What to fetch.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct PrefetchArgs {

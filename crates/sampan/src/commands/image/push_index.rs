@@ -19,7 +19,7 @@ Examples:
 
 The service's own login for the registry must be allowed to write there.";
 
-/// What to publish.
+// What to publish.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct PushIndexArgs {

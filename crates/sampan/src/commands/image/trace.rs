@@ -16,7 +16,7 @@ Examples:
 
 Traces come of starts that read an image before it had arrived; see: docs/images.md.";
 
-/// Whose traces.
+// Whose traces.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct TraceArgs {

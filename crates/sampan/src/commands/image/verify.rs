@@ -16,7 +16,7 @@ Examples:
 
 Running instances go on, with the mended layer.";
 
-/// What to read.
+// What to read.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct VerifyArgs {
