@@ -139,7 +139,9 @@ impl Tree {
         for controllers in &self.cgroup_hierarchies {
             let options: Vec<(&str, &str)> = controllers.split(',').map(|controller| (controller, "")).collect();
             if let Ok(mount) = new_mount("cgroup", &options, attributes) {
-                self.place(mount.as_fd(), &format!("{PLACE}/{controllers}"), true)?;
+                // The folder is new and our own: no link of an image's can be in the way.
+                mkdirat(&folder, controllers, Mode::from_raw_mode(0o755)).at("make a place below /sys/fs/cgroup")?;
+                attach(mount.as_fd(), folder.as_fd(), controllers).at("mount below /sys/fs/cgroup")?;
             }
         }
         if self.privileged {
@@ -284,26 +286,62 @@ fn find(root: BorrowedFd<'_>, path: &str) -> rustix::io::Result<Option<OwnedFd>>
 
 /// Opens a path inside `root`, creating directories on the way and a directory or an empty file at the end.
 pub(crate) fn ensure(root: BorrowedFd<'_>, path: &str, directory: bool) -> rustix::io::Result<OwnedFd> {
+    let path = if path.is_empty() { "." } else { path };
     if let Some(place) = find(root, path)? {
         return Ok(place);
     }
-    let mut so_far = String::new();
-    let mut parent = openat2(root, ".", OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), INSIDE)?;
-    let mut components = path.split('/').filter(|component| !component.is_empty()).peekable();
-    while let Some(component) = components.next() {
-        so_far.push('/');
-        so_far.push_str(component);
-        if let Some(place) = find(root, &so_far)? {
-            parent = place;
-            continue;
+    let whole = path.trim_end_matches('/');
+    let (above, name) = whole.rsplit_once('/').unwrap_or(("", whole));
+    let parent = ensure(root, above, true)?;
+    if directory {
+        match mkdirat(&parent, name, Mode::from_raw_mode(0o755)) {
+            // `..`, or made by somebody else meanwhile; a link that leads nowhere is not found below.
+            Err(Errno::EXIST) => {}
+            made => made?,
         }
-        if components.peek().is_some() || directory {
-            mkdirat(&parent, component, Mode::from_raw_mode(0o755))?;
-        } else {
-            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            openat(&parent, component, flags, Mode::from_raw_mode(0o644))?;
-        }
-        parent = find(root, &so_far)?.ok_or(Errno::NOENT)?;
+    } else {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        openat(&parent, name, flags, Mode::from_raw_mode(0o644))?;
     }
-    Ok(parent)
+    find(root, path)?.ok_or(Errno::NOENT)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+    use std::os::unix::fs::symlink;
+
+    use rustix::fs::CWD;
+    use sampan_sys::mount::open_directory;
+
+    use super::ensure;
+
+    #[test]
+    fn places_are_made_inside_the_root_whatever_leads_out_of_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let (outside, root) = (folder.path().join("outside"), folder.path().join("root"));
+        std::fs::create_dir_all(&outside).unwrap();
+        std::fs::create_dir_all(root.join("etc")).unwrap();
+        symlink(&outside, root.join("out")).unwrap();
+        symlink("../../../../etc", root.join("up")).unwrap();
+        symlink("nowhere", root.join("dangling")).unwrap();
+        let inside = open_directory(CWD, root.to_str().unwrap()).unwrap();
+        let make = |path: &str, directory: bool| ensure(inside.as_fd(), path, directory).map(drop);
+        for path in ["", "/", "a/b//c/", "/a/b/d", "../x", "new/../y", "up/folder"] {
+            make(path, true).unwrap();
+        }
+        for path in ["etc/hosts", "/files/one", "up/two", "etc/hosts"] {
+            make(path, false).unwrap();
+        }
+        for made in ["a/b/c", "a/b/d", "x", "y", "etc/folder", "etc/hosts", "files/one", "etc/two"] {
+            assert!(root.join(made).exists(), "{made}");
+        }
+        for (path, directory) in [("dangling", true), ("dangling", false), ("dangling/x", true), ("etc/hosts/x", true)]
+        {
+            assert!(make(path, directory).is_err(), "{path}");
+        }
+        // What a link names outside is a place inside, where there is none.
+        assert!(make("out/x", true).is_err());
+        assert_eq!(std::fs::read_dir(&outside).unwrap().count(), 0);
+    }
 }
