@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process};
 use sampan_e2e::claims;
 use sampan_e2e::fixtures::debian;
@@ -184,7 +185,15 @@ fn agents(service: &Service) -> Result<Vec<Pid>> {
         below.is_some_and(|id| !id.contains('/'))
     };
     for folder in folders.iter().filter(is_agents) {
-        let procs = fs::read_to_string(Path::new(folder).join("cgroup.procs"))?;
+        let procs = match fs::read_to_string(Path::new(folder).join("cgroup.procs")) {
+            // Groups of a pod that has ended go a moment after it.
+            Err(error)
+                if [Errno::NOENT, Errno::NODEV].map(Errno::raw_os_error).map(Some).contains(&error.raw_os_error()) =>
+            {
+                continue;
+            }
+            procs => procs?,
+        };
         agents.extend(procs.lines().filter_map(|line| Pid::from_raw(line.parse().ok()?)));
     }
     agents.sort_by_key(|pid| pid.as_raw_nonzero());

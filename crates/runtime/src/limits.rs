@@ -27,6 +27,8 @@ pub const FULL_BELOW_BYTES: u64 = 1 << 20;
 pub const CREATE_DEADLINE: Duration = Duration::from_secs(30);
 /// Killing a pod and taking its parts away.
 pub const DESTROY_DEADLINE: Duration = Duration::from_secs(30);
+/// Clearing away what an ended pod has left, for which nobody waits, begins so much later: first those go on who wait for its end.
+pub const CLEAR_AWAY_DELAY: Duration = Duration::from_millis(2);
 /// Making a file-system template by `mkfs.ext4`.
 pub const TEMPLATE_DEADLINE: Duration = Duration::from_secs(60);
 

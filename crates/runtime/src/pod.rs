@@ -13,7 +13,8 @@ use jiff::Timestamp;
 use sampan_image::ImageStore;
 use sampan_network::{Attachment, Bandwidth, DnsSettings, HostAlias, PortMapping};
 use sampan_sandbox::{
-    ContainerSpec, Groups, IdMap, ProcessNamespace, ProcessSandbox, Resources, Seccomp, Started, UserNamespace,
+    ContainerSpec, Groups, IdMap, ProcessNamespace, ProcessSandbox, Resources, Seccomp, Started, Supplies,
+    UserNamespace,
 };
 
 use crate::container::ContainerConfig;
@@ -131,10 +132,11 @@ pub(crate) struct Parts {
     pub(crate) volumes: Volumes,
 }
 
-/// A container that is complete but for its process. Dropping it takes it away again.
+/// A container that is complete but for its process. Dropping it takes it away again, but for its empty groups.
 #[derive(Debug)]
 pub struct CreatedContainer {
     spec: ContainerSpec,
+    supplies: Supplies,
 }
 
 impl CreatedContainer {
@@ -218,8 +220,8 @@ impl Pod {
         }
     }
 
-    /// Makes everything of a container but its process: checks it, mounts its root and volumes, opens its log. Of what it
-    /// mounts nobody else sees anything, and it goes with what is returned.
+    /// Makes everything of a container but its process: checks it, mounts its root and volumes, opens its log, and beside that
+    /// makes its groups and devices. Of what it mounts nobody else sees anything, and it goes with what is returned.
     pub async fn create_container(
         &self,
         config: &ContainerConfig,
@@ -246,7 +248,10 @@ impl Pod {
             };
             mounts.push((mount.clone(), image));
         }
-        let (root, mounts, log) = timeline.measure("rootfs", self.prepare(config, image, mounts)).await?;
+        let supply = self.sandbox.supply(&config.name, &config.resources, config.privileged, &config.devices);
+        let made = async { tokio::join!(self.prepare(config, image, mounts), supply) };
+        let (prepared, supplies) = timeline.measure("rootfs", made).await;
+        let ((root, mounts, log), supplies) = (prepared?, supplies?);
         let spec = ContainerSpec {
             mounts,
             command,
@@ -274,7 +279,7 @@ impl Pod {
             apparmor_profile: config.effective_apparmor(),
             ..ContainerSpec::new(&config.name, root, log)
         };
-        Ok(CreatedContainer { spec })
+        Ok(CreatedContainer { spec, supplies })
     }
 
     /// Starts what [`Self::create_container`] made; returns once its program runs.
@@ -283,7 +288,7 @@ impl Pod {
         container: CreatedContainer,
         timeline: &Timeline,
     ) -> Result<Started, RuntimeError> {
-        Ok(timeline.measure("start", self.sandbox.start_container(container.spec)).await?)
+        Ok(timeline.measure("start", self.sandbox.start_supplied(container.spec, container.supplies)).await?)
     }
 
     /// Creates and starts a container.

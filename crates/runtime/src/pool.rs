@@ -156,6 +156,17 @@ impl Pool {
         Busy(Arc::clone(&self.shared))
     }
 
+    /// Waits until no pod is being made or taken away. Only once it is closed: the one who refills waits for the same.
+    pub(crate) async fn until_idle(&self) {
+        loop {
+            let stirred = self.shared.stirred.notified();
+            if self.shared.busy.load(Ordering::Acquire) == 0 {
+                return;
+            }
+            stirred.await;
+        }
+    }
+
     /// A hull of this kind, if one is ready, for a pod with such groups.
     pub(crate) async fn take(&self, kind: Kind, groups: Groups, workshop: &Arc<Workshop>) -> Option<Hull> {
         if self.shared.size == 0 {

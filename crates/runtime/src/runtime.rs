@@ -27,7 +27,7 @@ use tokio::sync::OnceCell;
 
 use crate::container::ContainerConfigError;
 use crate::journal::{CRI_UID_PREFIX, Journal, JournalError, SandboxRow, SandboxState};
-use crate::limits::{CREATE_DEADLINE, POOL_DELAY_AFTER_RESTART};
+use crate::limits::{CLEAR_AWAY_DELAY, CREATE_DEADLINE, POOL_CLOSE_PATIENCE, POOL_DELAY_AFTER_RESTART};
 use crate::pod::{Owner, Parts, Pod, PodConfig};
 use crate::pool::{Kind, Pool};
 use crate::timeline::Timeline;
@@ -372,6 +372,8 @@ impl Runtime {
     /// At the end of the service: takes away what it made for all pods, when none is left, and what was kept ready.
     pub async fn close(&self) -> Result<(), RuntimeError> {
         self.pool.close(&self.workshop).await;
+        // What has not gone by then is left to the next start.
+        tokio::time::timeout(POOL_CLOSE_PATIENCE, self.pool.until_idle()).await.ok();
         let workshop = Arc::clone(&self.workshop);
         tokio::task::spawn_blocking(move || workshop.trash.close()).await.map_err(RuntimeError::panicked)?;
         self.workshop.network.close().await?;
@@ -404,17 +406,29 @@ impl Runtime {
         Ok(self.pod(row, config, sandbox, attachment, parts))
     }
 
-    /// Takes a pod away with all its processes; its logs stay.
+    /// Takes a pod away with all its processes; its logs stay. Once this returns nothing of it runs, and its addresses and
+    /// ports are free; its groups, its disk and its row go a moment later, for which nobody has to wait.
     pub async fn remove(&self, pod: &Pod) -> Result<(), RuntimeError> {
-        let _busy = self.pool.busy();
-        self.workshop.journal.set_state(&pod.row.id, SandboxState::Removing)?;
-        self.workshop.dismantle(&pod.row.id, Some(&pod.sandbox)).await
+        let busy = self.pool.busy();
+        let id = pod.row.id.clone();
+        self.workshop.journal.set_state(&id, SandboxState::Removing)?;
+        self.workshop.end(&id, &pod.sandbox).await?;
+        let (workshop, sandbox, parts) = (Arc::clone(&self.workshop), Arc::clone(&pod.sandbox), Arc::clone(&pod.parts));
+        tokio::spawn(async move {
+            let _held = (busy, parts);
+            tokio::time::sleep(CLEAR_AWAY_DELAY).await;
+            if let Err(error) = workshop.clear_away(&id, &sandbox).await {
+                tracing::error!(sandbox = %id, error = %sampan_kit::error_chain::ErrorChain(&error),
+                    "a sandbox is not wholly removed; the next start of the service tries again");
+            }
+        });
+        Ok(())
     }
 
     /// Takes away a sandbox of which only the journal knows.
     pub async fn remove_row(&self, row: &SandboxRow) -> Result<(), RuntimeError> {
         self.workshop.journal.set_state(&row.id, SandboxState::Removing)?;
-        self.workshop.dismantle(&row.id, None).await
+        self.workshop.dismantle(&row.id).await
     }
 
     /// Removes a pod's logs.

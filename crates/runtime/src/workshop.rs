@@ -16,6 +16,9 @@ use crate::timeline::Timeline;
 use crate::trash::{Deferred, Trash};
 use crate::writable;
 
+/// On a new disk, where containers' directories will be; it bears no container's name.
+const FIRST_DIRECTORY: &str = "containers/first";
+
 /// What is worked with.
 #[derive(Debug)]
 pub(crate) struct Workshop {
@@ -90,19 +93,32 @@ impl Workshop {
 
     /// Takes away what was not finished, or is not wanted any more; what cannot be is left to the next start.
     pub(crate) async fn discard(&self, id: &str) {
-        if let Err(error) = self.dismantle(id, None).await {
+        if let Err(error) = self.dismantle(id).await {
             tracing::error!(sandbox = %id, error = %sampan_kit::error_chain::ErrorChain(&error),
                 "a half-made sandbox cannot be cleaned up; the next start of the service tries again");
         }
     }
 
-    /// Takes a sandbox away: first whatever runs in it, its row last.
-    pub(crate) async fn dismantle(&self, id: &str, sandbox: Option<&ProcessSandbox>) -> Result<(), RuntimeError> {
-        match sandbox {
-            Some(sandbox) => sandbox.destroy(DESTROY_DEADLINE).await?,
-            None => drop(self.sandboxes.remove(&sandbox_id(id)?).await?),
-        }
+    /// Takes away a sandbox of which only its id is known: first whatever runs in it, its row last.
+    pub(crate) async fn dismantle(&self, id: &str) -> Result<(), RuntimeError> {
+        self.sandboxes.remove(&sandbox_id(id)?).await?;
         self.network.detach(id).await?;
+        self.forget(id)
+    }
+
+    /// Ends whatever runs in a sandbox, and withdraws its address and ports: they are free for others.
+    pub(crate) async fn end(&self, id: &str, sandbox: &ProcessSandbox) -> Result<(), RuntimeError> {
+        sandbox.end(DESTROY_DEADLINE).await?;
+        Ok(self.network.detach(id).await?)
+    }
+
+    /// Takes away what is left of a sandbox that has ended, its row last.
+    pub(crate) async fn clear_away(&self, id: &str, sandbox: &ProcessSandbox) -> Result<(), RuntimeError> {
+        sandbox.destroy(DESTROY_DEADLINE).await?;
+        self.forget(id)
+    }
+
+    fn forget(&self, id: &str) -> Result<(), RuntimeError> {
         self.trash.throw(&self.sandbox_folder(id)).map_err(RuntimeError::host("remove the sandbox's folder"))?;
         Ok(self.journal.end(id)?)
     }
@@ -115,8 +131,9 @@ impl Workshop {
             std::fs::create_dir_all(&folder).map_err(RuntimeError::host("make the sandbox's folder"))?;
             writable::create_image(&templates, &image, bytes)?;
             let disk = writable::mount_new_image(&image, room.as_deref())?;
-            // The first write reads what the file system needs for all others; whoever claims the hull would wait for it.
-            disk.directory("etc", 0, 0o755).map_err(RuntimeError::host("write to the sandbox's disk"))?;
+            // The first writes read what the file system needs for all others; whoever claims the hull would wait for them.
+            let made = disk.directory("etc", 0, 0o755).and_then(|_etc| disk.directory(FIRST_DIRECTORY, 0, 0o700));
+            made.map_err(RuntimeError::host("write to the sandbox's disk"))?;
             Ok::<_, RuntimeError>(disk)
         });
         Ok(self.trash.deferred(made.await.map_err(RuntimeError::panicked)??))

@@ -35,5 +35,5 @@ pub use spec::{
     ContainerSpec, Device, ExecSpec, Groups, GroupsPolicy, IdMap, Limit, Mount, MountSource, Namespaces,
     ProcessNamespace, SandboxId, SandboxSpec, Seccomp, User, UserNamespace,
 };
-pub use start::{Attached, ExecProcess, ExecStatus, Started};
+pub use start::{Attached, ExecProcess, ExecStatus, Started, Supplies};
 pub use streams::{Input, Output, Terminal};

@@ -475,9 +475,12 @@ impl ProcessSandbox {
         group.text(controller, version1, version2)
     }
 
-    /// Kills everything and removes every trace. May be repeated after a failure.
-    pub async fn destroy(&self, deadline: Duration) -> Result<(), SandboxError> {
+    /// Kills everything and waits for its end. What is left of it is for [`Self::destroy`].
+    pub async fn end(&self, deadline: Duration) -> Result<(), SandboxError> {
         self.destroying.store(true, Ordering::SeqCst);
+        if !self.identity.is_alive() {
+            return Ok(());
+        }
         let work = async {
             match sampan_sys::process::signal_by_pidfd(self.identity.pidfd.as_fd(), libc::SIGKILL) {
                 Err(error) if error.raw_os_error() != Some(libc::ESRCH) => {
@@ -486,12 +489,17 @@ impl ProcessSandbox {
                 _ => {}
             }
             let duplicate = rustix::io::fcntl_dupfd_cloexec(&self.identity.pidfd, 3);
-            let pidfd = duplicate.map_err(|error| SandboxError::io("duplicate a pidfd")(error.into()))?;
-            wait_until_dead(pidfd).await?;
-            self.node.remove_traces(&self.id).await.map(|_| ())
+            wait_until_dead(duplicate.map_err(|error| SandboxError::io("duplicate a pidfd")(error.into()))?).await
         };
         let expired = |_| SandboxError::Deadline { seconds: deadline.as_secs() };
         tokio::time::timeout(deadline, work).await.map_err(expired)?
+    }
+
+    /// Kills everything and removes every trace. May be repeated after a failure.
+    pub async fn destroy(&self, deadline: Duration) -> Result<(), SandboxError> {
+        self.end(deadline).await?;
+        let expired = |_| SandboxError::Deadline { seconds: deadline.as_secs() };
+        tokio::time::timeout(deadline, self.node.remove_traces(&self.id)).await.map_err(expired)?.map(drop)
     }
 
     pub(crate) fn group(&self) -> Group {

@@ -403,7 +403,7 @@ fn check_apparmor(profile: &str) -> Result<(), SandboxError> {
 }
 
 /// A container's name becomes a directory's: a DNS label, as Kubernetes has it.
-fn check_name(name: &str) -> Result<(), SandboxError> {
+pub(crate) fn check_name(name: &str) -> Result<(), SandboxError> {
     let fine = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     if !name.is_empty() && name.len() <= 63 && name.bytes().all(fine) {
         return Ok(());

@@ -13,12 +13,15 @@ use sampan_wire::agent::{
     ProcessNamespace as WireProcessNamespace, ProcessSpec, Refusal, Reply, Request, ResourceLimit, User as WireUser,
 };
 
-use crate::cgroup::Group;
+use crate::cgroup::{Group, Resources};
 use crate::error::{SandboxError, StartError};
 use crate::limits::{OOM_SCORE_ADJUSTMENT, REQUEST_DEADLINE, START_DEADLINE, TRANSFER_DEADLINE};
 use crate::sandbox::{ProcessSandbox, timestamp};
 use crate::sandboxes::blocking;
-use crate::spec::{ContainerSpec, ExecSpec, GroupsPolicy, MountSource, ProcessNamespace, Seccomp, User, limit_number};
+use crate::spec::{
+    ContainerSpec, Device, ExecSpec, GroupsPolicy, MountSource, ProcessNamespace, Seccomp, User, check_name,
+    limit_number,
+};
 use crate::streams::{Input, Output, Terminal};
 use crate::{devices, seccomp};
 
@@ -28,6 +31,13 @@ pub struct Started {
     /// In the host's pid namespace; 0 when it had ended before it could be looked at.
     pub pid: u32,
     pub at: jiff::Timestamp,
+}
+
+/// What the host gives a container beside its root: ways into its groups, and its devices.
+#[derive(Debug)]
+pub struct Supplies {
+    cgroups: Vec<OwnedFd>,
+    devices: OwnedFd,
 }
 
 /// How an exec ended.
@@ -63,13 +73,27 @@ impl ProcessSandbox {
     /// Starts a container; returns once its program runs.
     pub async fn start_container(&self, spec: ContainerSpec) -> Result<Started, StartError> {
         spec.check()?;
-        let group = self.group().of_container(&spec.name);
+        let supplies = self.supply(&spec.name, &spec.resources, spec.privileged, &spec.devices).await?;
+        self.start_supplied(spec, supplies).await
+    }
+
+    /// Makes a container's groups, with their limits, and its devices. Groups of a container that is not started after all go
+    /// when one of its name is, or with the sandbox.
+    pub async fn supply(
+        &self,
+        container: &str,
+        resources: &Resources,
+        privileged: bool,
+        devices: &[Device],
+    ) -> Result<Supplies, StartError> {
+        check_name(container)?;
+        let group = self.group().of_container(container);
         if group.exists() {
-            self.clear_earlier_run(&spec.name, group.clone()).await?;
+            self.clear_earlier_run(container, group.clone()).await?;
         }
-        let (resources, privileged, root) = (spec.resources.clone(), spec.privileged, self.root_id());
-        let (own_users, wanted) = (self.user_namespace().is_some(), spec.devices.clone());
-        let (cgroups, devices) = blocking("prepare the container", move || {
+        let (resources, wanted) = (resources.clone(), devices.to_vec());
+        let (root, own_users) = (self.root_id(), self.user_namespace().is_some());
+        let made = blocking("prepare the container", move || {
             group.create()?;
             group.limit(&resources)?;
             group.kill_as_one()?;
@@ -79,10 +103,15 @@ impl ProcessSandbox {
             } else if !own_users {
                 nodes.extend(devices::all_of_host()?);
             }
-            Ok((group.open_entrances()?, devices::make(root, &nodes)?))
-        })
-        .await?;
-        let (request, outgoing) = self.start_request(spec, cgroups, devices)?;
+            Ok(Supplies { cgroups: group.open_entrances()?, devices: devices::make(root, &nodes)? })
+        });
+        Ok(made.await?)
+    }
+
+    /// Starts a container that has its supplies already, which must have been made for this one.
+    pub async fn start_supplied(&self, spec: ContainerSpec, supplies: Supplies) -> Result<Started, StartError> {
+        spec.check()?;
+        let (request, outgoing) = self.start_request(spec, supplies)?;
         let (reply, mut descriptors) = self.ask(request, outgoing, START_DEADLINE).await?;
         match reply {
             Reply::Started { pidfd, started_at } => {
@@ -102,12 +131,7 @@ impl ProcessSandbox {
         blocking("remove the group of the container's earlier run", move || group.remove()).await
     }
 
-    fn start_request(
-        &self,
-        spec: ContainerSpec,
-        cgroups: Vec<OwnedFd>,
-        devices: OwnedFd,
-    ) -> Result<(Request, Outgoing), SandboxError> {
+    fn start_request(&self, spec: ContainerSpec, supplies: Supplies) -> Result<(Request, Outgoing), SandboxError> {
         let mut outgoing = Outgoing::default();
         let seccomp = match &spec.seccomp {
             Seccomp::RuntimeDefault => self.node.filters.default_filter(spec.capabilities).to_vec(),
@@ -144,9 +168,9 @@ impl ProcessSandbox {
         let start = ContainerStart {
             name: spec.name,
             root: outgoing.add(spec.root),
-            devices: outgoing.add(devices),
+            devices: outgoing.add(supplies.devices),
             mounts,
-            cgroups: cgroups.into_iter().map(|entrance| outgoing.add(entrance)).collect(),
+            cgroups: supplies.cgroups.into_iter().map(|entrance| outgoing.add(entrance)).collect(),
             cgroup_hierarchies: self.group().version_1_controllers(),
             log: outgoing.add(spec.log),
             process,
