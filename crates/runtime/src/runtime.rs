@@ -17,7 +17,7 @@ use std::collections::HashSet;
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use sampan_network::{Attachment, Network, NetworkError, PortHolder, Protocol};
@@ -165,7 +165,7 @@ impl Runtime {
         // Plugins want to know whose a network will be.
         let pool = Pool::new(if network.is_made_by_plugins() { 0 } else { config.pool_size });
         let trash = Trash::open(config.data_dir.join("trash")).map_err(RuntimeError::host("make the data folder"))?;
-        let workshop = Arc::new(Workshop { sandboxes, network, journal, config, trash });
+        let workshop = Arc::new(Workshop { sandboxes, network, journal, config, trash, left: Mutex::default() });
         Ok(Self { workshop, pool, recovered: OnceCell::new(), carriers: Arc::default() })
     }
 
@@ -194,7 +194,7 @@ impl Runtime {
     }
 
     async fn recover_now(&self) -> Result<Recovered, RuntimeError> {
-        let Workshop { sandboxes, network, journal, config, trash } = &*self.workshop;
+        let Workshop { sandboxes, network, journal, config, trash, left: _ } = &*self.workshop;
         let (ready, rest): (Vec<_>, Vec<_>) =
             journal.sandboxes()?.into_iter().partition(|row| row.this_boot && row.state == SandboxState::Ready);
         // Whoever wants a pod's name or port back waits for what was half done; for what was nobody's nobody waits.
@@ -364,8 +364,10 @@ impl Runtime {
         RuntimeError::PortTaken { address: *address, port: *port, protocol: *protocol, holder }
     }
 
-    /// Puts back what others took away of the network: rules after a flush, held ports.
+    /// Tries again to take away what could not be, and puts back what others took away of the network: rules after a flush,
+    /// held ports.
     pub async fn mend(&self) -> Result<(), RuntimeError> {
+        self.workshop.discard_left().await;
         Ok(self.workshop.network.mend().await?)
     }
 
@@ -417,10 +419,7 @@ impl Runtime {
         tokio::spawn(async move {
             let _held = (busy, parts);
             tokio::time::sleep(CLEAR_AWAY_DELAY).await;
-            if let Err(error) = workshop.clear_away(&id, &sandbox).await {
-                tracing::error!(sandbox = %id, error = %sampan_kit::error_chain::ErrorChain(&error),
-                    "a sandbox is not wholly removed; the next start of the service tries again");
-            }
+            workshop.clear_away(&id, &sandbox).await;
         });
         Ok(())
     }

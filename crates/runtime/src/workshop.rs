@@ -3,8 +3,11 @@
 //! A [`Hull`] is everything of a pod that need not know whose it will be: a prepared sandbox, its cable and address, its
 //! disk. What it takes on the host is in the journal first, and everything bears its id.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
 
+use sampan_kit::error_chain::ErrorChain;
 use sampan_network::{AttachOptions, Attachment, Network, PodName};
 use sampan_sandbox::{Groups, Namespaces, ProcessSandbox, ProcessSandboxes, ReadySandbox};
 
@@ -27,6 +30,8 @@ pub(crate) struct Workshop {
     pub(crate) journal: Journal,
     pub(crate) config: RuntimeConfig,
     pub(crate) trash: Trash,
+    /// Sandboxes that could not be taken away, by their ids.
+    pub(crate) left: Mutex<BTreeSet<String>>,
 }
 
 /// What has to be known of a pod to make its hull.
@@ -91,11 +96,24 @@ impl Workshop {
         Ok(Hull { row: row.clone(), sandbox, attachment, disk })
     }
 
-    /// Takes away what was not finished, or is not wanted any more; what cannot be is left to the next start.
+    /// Takes away what was not finished, or is not wanted any more.
     pub(crate) async fn discard(&self, id: &str) {
-        if let Err(error) = self.dismantle(id).await {
-            tracing::error!(sandbox = %id, error = %sampan_kit::error_chain::ErrorChain(&error),
-                "a half-made sandbox cannot be cleaned up; the next start of the service tries again");
+        let gone = self.dismantle(id).await;
+        self.note(id, gone);
+    }
+
+    /// Tries again to take away what could not be.
+    pub(crate) async fn discard_left(&self) {
+        let left = std::mem::take(&mut *self.left.lock().unwrap_or_else(PoisonError::into_inner));
+        for id in left {
+            self.discard(&id).await;
+        }
+    }
+
+    fn note(&self, id: &str, gone: Result<(), RuntimeError>) {
+        if let Err(error) = gone {
+            tracing::error!(sandbox = %id, error = %ErrorChain(&error), "a sandbox cannot be removed wholly; trying again");
+            self.left.lock().unwrap_or_else(PoisonError::into_inner).insert(id.to_owned());
         }
     }
 
@@ -113,9 +131,9 @@ impl Workshop {
     }
 
     /// Takes away what is left of a sandbox that has ended, its row last.
-    pub(crate) async fn clear_away(&self, id: &str, sandbox: &ProcessSandbox) -> Result<(), RuntimeError> {
-        sandbox.destroy(DESTROY_DEADLINE).await?;
-        self.forget(id)
+    pub(crate) async fn clear_away(&self, id: &str, sandbox: &ProcessSandbox) {
+        let destroyed = sandbox.destroy(DESTROY_DEADLINE).await.map_err(RuntimeError::from);
+        self.note(id, destroyed.and_then(|()| self.forget(id)));
     }
 
     fn forget(&self, id: &str) -> Result<(), RuntimeError> {

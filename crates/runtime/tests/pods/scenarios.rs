@@ -43,6 +43,7 @@ scenarios![
     mounts_propagate_as_told,
     below_a_read_only_mount,
     a_pod_that_cannot_be_leaves_nothing,
+    what_cannot_be_removed_is_tried_again,
     the_pool_serves,
     the_pool_of_a_killed_daemon_is_removed,
     latency,
@@ -370,6 +371,30 @@ async fn a_pod_that_cannot_be_leaves_nothing(host: &mut Host) -> Result<()> {
             let left = [ids(host)?, host.agents()?].concat();
             ensure!(left.is_empty(), "round {round}: left behind: {left:?}");
         }
+    }
+    Ok(())
+}
+
+/// Somebody holds the folder of the pod for a while.
+async fn what_cannot_be_removed_is_tried_again(host: &mut Host) -> Result<()> {
+    let guest = host.pod(host.config("held")).await?;
+    let sandboxes = host.folder.path().join("data/sandboxes");
+    let folders = || -> Result<Vec<_>> { Ok(std::fs::read_dir(&sandboxes)?.collect::<Result<_, _>>()?) };
+    let [folder] = folders()?.try_into().map_err(|found| anyhow::anyhow!("not one folder: {found:?}"))?;
+    let mounted = std::process::Command::new("mount").args(["-t", "tmpfs", "held"]).arg(folder.path()).status()?;
+    ensure!(mounted.success(), "mount: {mounted}");
+    host.runtime.remove(&guest.pod).await?;
+    let began = Instant::now();
+    while !ids(host)?.is_empty() {
+        ensure!(began.elapsed() < Duration::from_secs(30), "its agent's folder stays");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    host.runtime.mend().await?;
+    ensure!(folders()?.len() == 1, "a mount point can be removed");
+    rustix::mount::unmount(folder.path(), rustix::mount::UnmountFlags::empty())?;
+    while !folders()?.is_empty() {
+        ensure!(began.elapsed() < Duration::from_secs(30), "it is not tried again");
+        host.runtime.mend().await?;
     }
     Ok(())
 }
