@@ -415,6 +415,11 @@ impl Runtime {
         let id = pod.row.id.clone();
         self.workshop.journal.set_state(&id, SandboxState::Removing)?;
         self.workshop.end(&id, &pod.sandbox).await?;
+        if pod.config.host_pid {
+            // No agent's end takes processes with it that are in the host's namespace; their groups' does.
+            self.workshop.clear_away(&id, &pod.sandbox).await;
+            return Ok(());
+        }
         let (workshop, sandbox, parts) = (Arc::clone(&self.workshop), Arc::clone(&pod.sandbox), Arc::clone(&pod.parts));
         tokio::spawn(async move {
             let _held = (busy, parts);
