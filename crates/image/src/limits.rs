@@ -1,6 +1,5 @@
 //! What an image may ask of this machine.
 
-use sampan_oci::inflate::WINDOW_BYTES;
 use std::time::Duration;
 
 /// Directories below one another: what a path of 4,096 bytes can name.
@@ -27,26 +26,14 @@ pub const IMAGE_FRONTS_BYTES_MAX: u64 = 512 << 20;
 pub const SPAN_RECORD_BYTES_MAX: u32 = 256 << 20;
 /// Layers that are downloaded and unpacked at one time.
 pub const LAYERS_AT_ONCE: usize = 4;
-/// Bytes handed from thread to thread at a time: few enough to stay in the processor's cache on their way.
-pub const BUFFER_BYTES: usize = 128 << 10;
-/// Buffers under way in one channel of the pipeline.
+/// Bytes handed from thread to thread at a time.
+pub const BUFFER_BYTES: usize = 1 << 20;
+/// Buffers under way in one channel of the pipeline: with two channels that share them and four layers, some 40 MiB.
 pub const CHANNEL_BUFFERS: usize = 4;
 /// How long an image waits before it is synced to the disk.
 pub const SEAL_DELAY: Duration = Duration::from_secs(10);
-/// Chunks of a layer, of at most [`BUFFER_BYTES`], that wait for the inflating thread; the registry client has a queue of its own.
-pub const CHUNKS_QUEUED: usize = 4;
-/// Bytes gathered for one `write(2)` of a blob, or of an index.
-pub const GATHER_BYTES: usize = 256 << 10;
-/// What a layer that is being unpacked holds: the buffers of both channels, which share them, those in its threads' hands, what is
-/// gathered, and the chunks before them.
-pub const UNPACK_BYTES: u64 = (CHANNEL_BUFFERS + 3) as u64 * (BUFFER_BYTES + WINDOW_BYTES) as u64
-    + GATHER_BYTES as u64
-    + (CHUNKS_QUEUED + 2) as u64 * BUFFER_BYTES as u64;
-/// What all that loads at one time may hold. Most of it is what registries send ahead of what is being unpacked: one layer alone may
-/// have nearly all of it.
-pub const LOAD_BYTES_MAX: u64 = 24 << 20;
-/// Images whose layers are merged at one time: all of their trees are in memory then.
-pub const ASSEMBLED_AT_ONCE: usize = 2;
+/// Chunks from a registry, of at most 1 MiB, that wait for the inflating thread; the registry client has a queue of its own.
+pub const CHUNKS_QUEUED: usize = 8;
 /// Bytes of one record of an image in the store.
 pub const RECORD_BYTES_MAX: u64 = 64 << 20;
 /// Queues of the FUSE connection, and threads that serve it.
@@ -61,7 +48,6 @@ pub const FUSE_BACKGROUND_MAX: u16 = u16::MAX;
 /// How often one read is tried before what was fetched counts as lost.
 pub const FUSE_READ_ATTEMPTS_MAX: u32 = 3;
 
-const _: () = assert!(sampan_registry::limits::FILE_CHUNK_BYTES <= BUFFER_BYTES);
 const _: () = assert!(FUSE_QUEUES_MAX < sampan_sys::socket::DESCRIPTORS_MAX);
 const _: () = assert!(FUSE_REQUEST_BYTES_MAX >= sampan_sys::fuse::protocol::REQUEST_BYTES_MIN);
 const _: () = assert!(BLOB_BYTES_MAX <= (1 << 32) * crate::tree::BLOCK_BYTES);
@@ -77,9 +63,9 @@ pub const TOC_PIECES_MAX: usize = 1 << 20;
 pub const TOC_PIECE_BYTES_MAX: u64 = 32 << 20;
 /// Bytes that may have to be unpacked to come to a piece: headers, other small files, the table's own beginning.
 pub const TOC_SKIPPED_BYTES_MAX: u64 = TOC_BYTES_MAX + (1 << 20);
-/// Pieces above this are unpacked once all of their bytes are here, and only so many bytes of them at one time, over all layers.
+/// Pieces above this are unpacked only so many at one time, over all layers, and once all of their bytes are here.
 pub const TOC_LARGE_PIECE_BYTES: u64 = 1 << 20;
-pub const TOC_LARGE_BYTES_AT_ONCE: u64 = TOC_PIECE_BYTES_MAX;
+pub const TOC_LARGE_PIECES_AT_ONCE: usize = 4;
 /// Layers of an image, as manifests may name.
 pub const TRACE_LAYERS_MAX: u32 = sampan_oci::limits::LAYERS_MAX as u32;
 /// Pages of one trace: 1 GiB. What a start reads beyond that is no start any more.

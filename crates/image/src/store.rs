@@ -45,7 +45,6 @@ mod verify;
 
 pub use catalog::Image;
 pub use counters::ImageCounters;
-pub(crate) use lazy::open_index;
 pub(crate) use mount::Reading;
 #[cfg(test)]
 pub(crate) use mount::{mount_files, mount_image, mount_loops};
@@ -66,7 +65,6 @@ use catalog::Catalog;
 use layers::Layers;
 use paths::Paths;
 use registry::Client;
-use sampan_kit::memory::MemoryBudget;
 use sampan_oci::config::ImageConfig;
 use sampan_oci::digest::Digest;
 use sampan_oci::platform::Platform;
@@ -81,7 +79,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::{Semaphore, broadcast};
+use tokio::sync::broadcast;
 
 /// When to ask the registry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -188,9 +186,6 @@ struct Inner {
     paths: Paths,
     client: Client,
     catalog: Mutex<Catalog>,
-    /// Shared by everything that loads.
-    memory: MemoryBudget,
-    assembling: Arc<Semaphore>,
     layers: Layers,
     lazy: Lazy,
     publications: Publications,

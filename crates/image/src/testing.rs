@@ -70,11 +70,11 @@ pub(crate) fn unpack_bytes(
     compression: Compression,
     blob: &Path,
 ) -> Result<LayerIndex, UnpackError> {
-    let index = blob.with_extension("index");
-    let (digest, stream_bytes_max, blob) = (Digest::of(layer), 1 << 30, blob.to_owned());
-    let job = UnpackJob { digest, diff_id, compression, stream_bytes_max, blob, index: index.clone() };
-    unpack(&job, &mut input(layer))?;
-    Ok(LayerIndex::decode(&std::fs::read(index).unwrap()).unwrap())
+    let job =
+        UnpackJob { digest: Digest::of(layer), diff_id, compression, stream_bytes_max: 1 << 30, blob: blob.to_owned() };
+    let mut input = input(layer);
+    let unpacked = unpack(&job, &mut input)?;
+    Ok(LayerIndex::decode(&unpacked.index_bytes).unwrap())
 }
 
 /// A layer that arrives in pieces and ends well.

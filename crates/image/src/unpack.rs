@@ -7,12 +7,11 @@
 //!  hashed)
 //! ```
 //!
-//! All hand-overs are bounded channels of shared buffers, which go back to a pool when the last thread lets go of them, and windows
-//! wait on the disk, so a layer under way costs a fixed amount of memory whatever the size of its files
-//! ([`UNPACK_BYTES`](crate::limits::UNPACK_BYTES), and its tree). No file of the layer is ever made: its bytes go to one blob, its
-//! names to one index.
+//! All hand-overs are bounded channels of shared buffers, which go back to a pool when the last thread lets go of them, so
+//! a layer under way costs a fixed amount of memory whatever its size. No file of the layer is ever made: its bytes go to one
+//! blob, its names to one index.
 //!
-//! Failure: every error ends all three threads, and the caller removes the blob. A layer that does not even have the
+//! Failure: every error ends all three threads, and the caller removes what was written. A layer that does not even have the
 //! digest its manifest gives is reported as that, whatever else was wrong with it first.
 
 mod blob;
@@ -27,14 +26,14 @@ mod write;
 pub use error::UnpackError;
 pub(crate) use produce::Input;
 
-use crate::index::LayerIndex;
+use crate::index::{LayerIndex, WindowPacker};
 use crate::limits::{CHANNEL_BUFFERS, DISK_RESERVE_BYTES};
 use piece::Piece;
 use produce::{Outputs, Produced};
 use sampan_oci::digest::Digest;
 use sampan_oci::media_type::Compression;
 use sampan_registry::Mismatch;
-use spans::Spans;
+use spans::WindowAt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -49,9 +48,15 @@ pub(crate) struct UnpackJob {
     pub(crate) compression: Compression,
     /// Most bytes that the uncompressed stream may have.
     pub(crate) stream_bytes_max: u64,
-    /// The blob is written here, and the index here; their parent directory exists.
+    /// The blob is written here; its parent directory exists.
     pub(crate) blob: PathBuf,
-    pub(crate) index: PathBuf,
+}
+
+/// A layer whose digests were right. The blob stands where the job said, not yet synced.
+#[derive(Debug)]
+pub(crate) struct UnpackedLayer {
+    /// The index as a file.
+    pub(crate) index_bytes: Vec<u8>,
 }
 
 /// What the write thread receives: bytes, and the spans that were complete when they were.
@@ -60,21 +65,20 @@ struct Work {
 }
 
 /// What the digest thread has at its end.
-struct Digested<'a> {
+struct Digested {
     diff_id: Digest,
-    spans: Spans<'a>,
+    windows: Vec<WindowAt>,
 }
 
-/// Unpacks a layer on this thread and two more. Blocks until all is written or has failed: its digests were right, and blob and index
-/// stand where the job says, not yet synced; or there is no index.
-pub(crate) fn unpack(job: &UnpackJob, input: &mut Input) -> Result<(), UnpackError> {
+/// Unpacks a layer on this thread and two more. Blocks until all is written or has failed.
+pub(crate) fn unpack(job: &UnpackJob, input: &mut Input) -> Result<UnpackedLayer, UnpackError> {
     let stop = AtomicBool::new(false);
     let (write_sender, write_receiver) = sync_channel::<Work>(CHANNEL_BUFFERS);
     let (digest_sender, digest_receiver) = sync_channel::<spans::DigestWork>(CHANNEL_BUFFERS);
     let (produced, digested, written) = std::thread::scope(|scope| {
         let digest = std::thread::Builder::new()
             .name("layer-digest".to_owned())
-            .spawn_scoped(scope, || digest(job, digest_receiver, &stop))
+            .spawn_scoped(scope, || digest(job, digest_receiver))
             .map_err(UnpackError::Thread)?;
         let write = std::thread::Builder::new()
             .name("layer-write".to_owned())
@@ -86,10 +90,6 @@ pub(crate) fn unpack(job: &UnpackJob, input: &mut Input) -> Result<(), UnpackErr
         Ok::<_, UnpackError>((produced, digested, written))
     })?;
     // Whoever failed first made the others end early; the producer says so with `Stopped`.
-    let digested = match digested {
-        Err(error) if matches!(produced, Ok(_) | Err(UnpackError::Stopped)) => return Err(error),
-        digested => digested,
-    };
     let (produced, written) = match (produced, written) {
         (Ok(produced), Ok(written)) => (produced, written),
         (Err(UnpackError::Stopped), Err(error)) | (Ok(_), Err(error)) | (Err(error), _) => return Err(error),
@@ -102,7 +102,12 @@ pub(crate) fn unpack(job: &UnpackJob, input: &mut Input) -> Result<(), UnpackErr
     finish(job, produced, digested, written)
 }
 
-fn finish(job: &UnpackJob, produced: Produced, digested: Digested<'_>, written: Written) -> Result<(), UnpackError> {
+fn finish(
+    job: &UnpackJob,
+    produced: Produced,
+    digested: Digested,
+    written: Written,
+) -> Result<UnpackedLayer, UnpackError> {
     let mut index = LayerIndex {
         layer_digest: job.digest,
         layer_bytes: produced.layer_bytes,
@@ -112,30 +117,22 @@ fn finish(job: &UnpackJob, produced: Produced, digested: Digested<'_>, written: 
         tree: written.tree,
         spans: Vec::new(),
     };
-    digested.spans.finish(&mut index, &written.chunks)
+    let records = spans::records(&mut index, &digested.windows, &written.chunks)?;
+    let index_bytes = index.encode(&records)?;
+    Ok(UnpackedLayer { index_bytes })
 }
 
-/// Takes what comes until there is no more. Sets `stop` when the disk, not the layer, is what fails.
-fn digest<'a>(
-    job: &'a UnpackJob,
-    work: Receiver<spans::DigestWork>,
-    stop: &AtomicBool,
-) -> Result<Digested<'a>, UnpackError> {
+fn digest(job: &UnpackJob, work: Receiver<spans::DigestWork>) -> Result<Digested, UnpackError> {
     let mut hasher = job.diff_id.hasher();
-    let mut spans = Spans::new(job.digest, &job.index)?;
+    let mut windows = Vec::new();
+    let mut packer = WindowPacker::new()?;
     for item in work {
         match item {
             spans::DigestWork::Bytes(piece) => hasher.update(piece.bytes()),
-            spans::DigestWork::Span(span) => spans.add(span).inspect_err(|error| stop_if_disk(stop, error))?,
+            spans::DigestWork::Span(window) => windows.push(window.pack(&mut packer)?),
         }
     }
-    Ok(Digested { diff_id: hasher.finish(), spans })
-}
-
-fn stop_if_disk(stop: &AtomicBool, error: &UnpackError) {
-    if let UnpackError::DiskFull { .. } | UnpackError::Write { .. } = error {
-        stop.store(true, Ordering::Relaxed);
-    }
+    Ok(Digested { diff_id: hasher.finish(), windows })
 }
 
 /// The limit for a layer on a disk with so much room: what cannot be stored need not be inflated to its end.

@@ -1,9 +1,8 @@
 //! What every room needs and no published crate gives just so.
 //!
-//! Kubernetes quantities, ids, back-off, memory budgets and error chains. Nothing here knows about pods, images or the kernel.
+//! Kubernetes quantities, ids, back-off and error chains. Nothing here knows about pods, images or the kernel.
 
 pub mod backoff;
 pub mod error_chain;
 pub mod id;
-pub mod memory;
 pub mod quantity;

@@ -1,7 +1,7 @@
 //! Reading a blob in order while its parts arrive in parallel.
 //!
 //! ```text
-//!           part 0        part 1        part 2        part 3      (8 MiB each at most, one connection each)
+//!           part 0        part 1        part 2        part 3      (8 MiB each, one connection each)
 //!  server ─────────────┬─────────────┬─────────────┬───────────
 //!            task          task          task          task
 //!             │ chunks      │             │             │           bounded channel per part
@@ -9,13 +9,9 @@
 //!  reader:  drained first, then this one, …; a part that was drained makes room for the next
 //! ```
 //!
-//! A part begins only with memory for all of it, so that it always comes to its end; how large it is, and how many there are, follows
-//! from what all readers share ([`sampan_kit::memory`]). One part is always to be had, and more are asked for whenever one was
-//! drained: nobody waits for memory.
-//!
-//! Invariants: chunks come in the blob's order; what waits here is in the budget; the last chunk is handed over only after the digest
-//! of all was found right. A server that ignores ranges gives one stream, read under back-pressure. Dropping the reader ends its
-//! tasks.
+//! Invariants: chunks come in the blob's order and are hyper's own buffers; at most `parts_in_flight * part_bytes` wait here; the
+//! last chunk is handed over only after the digest of all was found right. A server that ignores ranges gives one stream, read
+//! under back-pressure. Dropping the reader ends its tasks.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -25,18 +21,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::{Buf, Bytes};
-use sampan_kit::memory::{Held, Holder};
 use sampan_oci::digest::{Digest, Hasher};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::{self, Receiver};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::error::{FetchError, LayoutError, Mismatch, Site};
-use crate::limits::{
-    BLOCK_BYTES, CONNECTION_BYTES, FILE_CHUNK_BYTES, PART_BLOCKS_MAX, PART_BYTES_MIN, READER_BYTES_MIN,
-    WHOLE_BLOCKS_QUEUED,
-};
-use crate::transfer::{Body, Passing, Transfer};
+use crate::limits::{CHUNK_BYTES_MIN, FILE_CHUNK_BYTES, PART_CHUNKS_MAX, WHOLE_CHUNKS_QUEUED};
+use crate::transfer::{Body, Transfer};
 
 /// A blob, from its first byte to its last.
 pub struct BlobReader {
@@ -239,94 +231,70 @@ struct Parts {
     /// Where the next part begins.
     unasked: u64,
     cancel: CancellationToken,
-    memory: Holder,
 }
 
 struct Part {
     chunks: Receiver<Result<Bytes, FetchError>>,
     missing: u64,
-    /// Room for what has not been handed over yet, and for the connection.
-    held: Held,
-    /// Whether all of it was given room: what is handed over takes none any more.
-    is_held_whole: bool,
-}
-
-impl Part {
-    fn hand_over(&mut self, chunk: &Bytes) {
-        let bytes = chunk.len() as u64;
-        self.missing = self.missing.saturating_sub(bytes);
-        if self.is_held_whole {
-            self.held.give_back(bytes);
-        }
-    }
 }
 
 impl Parts {
     async fn open(transfer: Arc<Transfer>, cancel: CancellationToken) -> Result<Self, FetchError> {
-        let memory = transfer.repository.shared.memory.enter(READER_BYTES_MIN);
-        let mut parts = Self { transfer, queue: VecDeque::new(), unasked: 0, cancel, memory };
-        let Some((first, mut held)) = parts.next_part() else { return Ok(parts) };
+        let mut parts = Self { transfer, queue: VecDeque::new(), unasked: 0, cancel };
+        let first = parts.next_range();
+        if first.is_empty() {
+            return Ok(parts);
+        }
         let (transfer, asked) = (Arc::clone(&parts.transfer), first.clone());
         let body = transfer.repository.patiently(|| transfer.open(&asked)).await?;
         if body.is_whole {
-            held.give_back((first.end.saturating_sub(first.start)).saturating_sub(PART_BYTES_MIN));
-            parts.start(0..transfer.size, Some(body), held, WHOLE_BLOCKS_QUEUED);
+            parts.start(0..transfer.size, Some(body), WHOLE_CHUNKS_QUEUED);
         } else {
-            parts.start_part(first, Some(body), held);
+            parts.start_part(first, Some(body));
             parts.start_more();
         }
         Ok(parts)
     }
 
-    /// The next part, as large as the reader's share of memory lets several be at once, else a small one. `None` after the last,
-    /// and where there is no memory for more than is under way; there always is for one.
-    fn next_part(&self) -> Option<(Range<u64>, Held)> {
-        let config = &self.transfer.repository.shared.config.transfer;
-        let rest = self.transfer.size.saturating_sub(self.unasked);
-        let at_once = config.parts_in_flight.max(1) as u64;
-        let share = (self.memory.fair_bytes() / at_once).saturating_sub(CONNECTION_BYTES);
-        let most = config.part_bytes.max(1);
-        let sizes = [share.max(PART_BYTES_MIN), PART_BYTES_MIN].map(|bytes| bytes.min(most).min(rest));
-        sizes.into_iter().filter(|bytes| *bytes > 0).find_map(|bytes| {
-            let held = self.memory.take(bytes.saturating_add(CONNECTION_BYTES))?;
-            Some((self.unasked..self.unasked.saturating_add(bytes), held))
-        })
+    fn next_range(&self) -> Range<u64> {
+        let end = self.unasked.saturating_add(self.transfer.repository.shared.config.transfer.part_bytes.max(1));
+        self.unasked..end.min(self.transfer.size)
     }
 
     fn start_more(&mut self) {
         while self.queue.len() < self.transfer.repository.shared.config.transfer.parts_in_flight.max(1) {
-            let Some((range, held)) = self.next_part() else { return };
-            self.start_part(range, None, held);
+            let range = self.next_range();
+            if range.is_empty() {
+                return;
+            }
+            self.start_part(range, None);
         }
     }
 
-    fn start_part(&mut self, range: Range<u64>, body: Option<Body>, held: Held) {
+    fn start_part(&mut self, range: Range<u64>, body: Option<Body>) {
         // Room for a whole part, so that it arrives whether or not its turn has come.
-        let blocks = range.end.saturating_sub(range.start).div_ceil(BLOCK_BYTES as u64);
-        let capacity = usize::try_from(blocks).unwrap_or(usize::MAX).min(PART_BLOCKS_MAX);
-        self.start(range, body, held, capacity.saturating_add(1));
+        let chunks = range.end.saturating_sub(range.start) / CHUNK_BYTES_MIN as u64;
+        let capacity = usize::try_from(chunks).unwrap_or(usize::MAX).min(PART_CHUNKS_MAX);
+        self.start(range, body, capacity.saturating_add(2));
     }
 
-    fn start(&mut self, range: Range<u64>, body: Option<Body>, held: Held, capacity: usize) {
+    fn start(&mut self, range: Range<u64>, body: Option<Body>, capacity: usize) {
         let (out, chunks) = mpsc::channel(capacity);
         let missing = range.end.saturating_sub(range.start);
-        let is_held_whole = !body.as_ref().is_some_and(|body| body.is_whole);
         self.unasked = range.end;
         let (transfer, cancel) = (Arc::clone(&self.transfer), self.cancel.clone());
         tokio::spawn(async move {
             // Cut short, it closes its channel early, which the reader sees.
-            cancel.run_until_cancelled(transfer.deliver(range, body, Passing::InBlocks, out)).await;
+            cancel.run_until_cancelled(transfer.deliver(range, body, out)).await;
         });
-        self.queue.push_back(Part { chunks, missing, held, is_held_whole });
+        self.queue.push_back(Part { chunks, missing });
     }
 
     /// What can be had without waiting.
     fn ready(&mut self) -> Option<Result<Bytes, FetchError>> {
         let part = self.queue.front_mut()?;
         let chunk = part.chunks.try_recv().ok()?;
-        if let Ok(bytes) = &chunk {
-            part.hand_over(bytes);
-        }
+        part.missing = part.missing.saturating_sub(chunk.as_ref().map_or(0, Bytes::len) as u64);
         Some(chunk)
     }
 
@@ -335,7 +303,7 @@ impl Parts {
             match part.chunks.recv().await {
                 Some(chunk) => {
                     let chunk = chunk?;
-                    part.hand_over(&chunk);
+                    part.missing = part.missing.saturating_sub(chunk.len() as u64);
                     return Ok(Some(chunk));
                 }
                 None if part.missing > 0 => {

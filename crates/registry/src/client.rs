@@ -7,7 +7,6 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use sampan_kit::memory::MemoryBudget;
 use sampan_oci::config::ImageConfig;
 use sampan_oci::digest::Digest;
 use sampan_oci::limits::{CONFIG_BYTES_MAX, MANIFEST_BYTES_MAX};
@@ -21,7 +20,7 @@ use crate::config::RegistryConfig;
 use crate::credentials::{Credentials, Login};
 use crate::error::{FetchError, LayoutError, Site};
 use crate::layout::{IndexError, Layout};
-use crate::limits::{INDEX_DEPTH_MAX, MEMORY_BYTES, RANGE_BYTES_MAX};
+use crate::limits::{INDEX_DEPTH_MAX, RANGE_BYTES_MAX};
 use crate::ranged::{RangeStream, RangedBlob};
 use crate::repository::{Repository, Shared};
 use crate::token::{GrantKey, Grants};
@@ -58,14 +57,9 @@ pub struct Resolved {
 
 impl RegistryClient {
     pub fn new(config: RegistryConfig) -> Self {
-        Self::with_memory(config, MemoryBudget::new(MEMORY_BYTES))
-    }
-
-    /// What is read ahead of whoever reads blobs in order comes out of `memory`, which others may share.
-    pub fn with_memory(config: RegistryConfig, memory: MemoryBudget) -> Self {
         let config = Arc::new(config);
         let transport = Transport::new(Arc::clone(&config));
-        let shared = Arc::new(Shared { config, memory, transport, grants: Grants::default() });
+        let shared = Arc::new(Shared { config, transport, grants: Grants::default() });
         Self { shared, host_logins: Arc::default(), without_referrers: Arc::default() }
     }
 

@@ -1,7 +1,7 @@
 //! Client of OCI registries, and reader of image layout directories and of archives, behind one face.
 //!
 //! ```text
-//! RegistryClient::new(RegistryConfig::from_environment())            // Clone, cheap; with_memory(…) shares a budget
+//! RegistryClient::new(RegistryConfig::from_environment())            // Clone, cheap
 //!   .current_digest(&source, &credentials)  -> Digest                // HEAD: has a tag moved?
 //!   .resolve(&source, &platform, &credentials) -> Resolved           // manifest and configuration, checked
 //!   .open_blob(&source, &descriptor, &credentials) -> BlobReader     // in order, parallel ranges, resumed, digest checked
@@ -15,8 +15,8 @@
 //!
 //! Everything that this crate returns was checked against the digest that named it, except random ranges, which cannot be.
 //! Requests are tried again when that can help ([`FailureClass`]); what is permanent is reported at once. A blob that comes in
-//! ranges is read by several connections (HTTP/1.1 on purpose: one HTTP/2 connection is one TCP stream) and handed over in order;
-//! what waits for its turn is bounded by one budget for all readers. Dropping a reader, or a future of this crate, ends its transfers.
+//! ranges is read by several connections (HTTP/1.1 on purpose: one HTTP/2 connection is one TCP stream) and handed over in order
+//! without copying. Dropping a reader, or a future of this crate, ends its transfers.
 
 mod archive;
 mod blob;

@@ -13,7 +13,7 @@ use tokio::sync::mpsc::{Receiver, channel};
 use crate::blob::LayoutFile;
 use crate::error::{FetchError, LayoutError};
 use crate::limits::{FILE_CHUNK_BYTES, RANGE_CHUNKS_QUEUED};
-use crate::transfer::{Body, Passing, Transfer};
+use crate::transfer::{Body, Transfer};
 
 /// A blob, ready for random reads. Cheap to clone.
 #[derive(Clone)]
@@ -85,7 +85,7 @@ fn start(transfer: &Arc<Transfer>, range: Range<u64>, body: Option<Body>) -> Ran
         };
         let refused = match body {
             Ok(body) if body.is_whole && range != (0..transfer.size) => FetchError::NoRanges { site: body.site },
-            Ok(body) => return transfer.deliver(range, Some(body), Passing::AsItComes, out).await,
+            Ok(body) => return transfer.deliver(range, Some(body), out).await,
             Err(error) => error,
         };
         // Without a listener there is nobody to tell.

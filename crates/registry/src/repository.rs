@@ -8,7 +8,6 @@ use std::sync::Arc;
 
 use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderValue, LOCATION, RANGE, WWW_AUTHENTICATE};
 use reqwest::{Method, Request, Response, Url};
-use sampan_kit::memory::MemoryBudget;
 use sampan_oci::digest::Digest;
 
 use crate::body;
@@ -23,7 +22,6 @@ use crate::transport::{Base, Transport, authority};
 /// What all repositories share.
 pub(crate) struct Shared {
     pub(crate) config: Arc<RegistryConfig>,
-    pub(crate) memory: MemoryBudget,
     pub(crate) transport: Transport,
     pub(crate) grants: Grants,
 }

@@ -11,7 +11,7 @@ use sampan_oci::digest::Digest;
 use tokio::sync::mpsc::Sender;
 
 use crate::error::{FetchError, Site};
-use crate::limits::{BLOCK_BYTES, CHUNK_BYTES_MIN, CRAWL_BYTES_MIN, CRAWL_WINDOWS};
+use crate::limits::{CHUNK_BYTES_MIN, CRAWL_BYTES_MIN, CRAWL_WINDOWS};
 use crate::patience::Patience;
 use crate::repository::{Ask, Repository, Target};
 use crate::transport::{classify, lock};
@@ -35,15 +35,6 @@ pub(crate) struct Body {
     /// The server sends the whole blob, whatever was asked.
     pub(crate) is_whole: bool,
     pace: Pace,
-}
-
-/// How a body is passed on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Passing {
-    /// As it comes, in hyper's own buffers; only small pieces are gathered.
-    AsItComes,
-    /// Copied into blocks of [`BLOCK_BYTES`], for it may have to wait.
-    InBlocks,
 }
 
 /// Notices servers that send next to nothing, yet never fall silent. Only time spent waiting for the server counts: a reader may
@@ -112,10 +103,9 @@ impl Transfer {
         &self,
         range: Range<u64>,
         mut body: Option<Body>,
-        passing: Passing,
         out: Sender<Result<Bytes, FetchError>>,
     ) {
-        let mut outlet = Outlet { rest: range, passing, gathered: BytesMut::new(), out };
+        let mut outlet = Outlet { rest: range, gathered: BytesMut::new(), out };
         let mut patience = Patience::new(&self.repository.shared.config.transfer);
         let mut failed_at = outlet.rest.start;
         loop {
@@ -191,7 +181,6 @@ impl Body {
 /// The way to the reader. Bytes count as delivered once they are gathered: they survive a broken connection.
 struct Outlet {
     rest: Range<u64>,
-    passing: Passing,
     gathered: BytesMut,
     out: Sender<Result<Bytes, FetchError>>,
 }
@@ -209,13 +198,8 @@ impl Outlet {
             }
             let missing = self.rest.end.saturating_sub(self.rest.start);
             chunk.truncate(usize::try_from(missing).unwrap_or(usize::MAX));
-            let from = self.rest.start;
-            self.rest.start = from.saturating_add(chunk.len() as u64);
-            let listens = match self.passing {
-                Passing::AsItComes => self.pass(chunk).await,
-                Passing::InBlocks => self.pass_blocks(chunk, from).await,
-            };
-            if !listens {
+            self.rest.start = self.rest.start.saturating_add(chunk.len() as u64);
+            if !self.pass(chunk).await {
                 return Ok(());
             }
         }
@@ -232,26 +216,8 @@ impl Outlet {
         self.gathered.len() < CHUNK_BYTES_MIN || self.flush().await
     }
 
-    /// The same, copied. The chunk begins at `from`.
-    async fn pass_blocks(&mut self, mut chunk: Bytes, mut from: u64) -> bool {
-        while !chunk.is_empty() {
-            if self.gathered.is_empty() {
-                let rest = self.rest.end.saturating_sub(from);
-                self.gathered = BytesMut::with_capacity(usize::try_from(rest).unwrap_or(usize::MAX).min(BLOCK_BYTES));
-            }
-            let room = BLOCK_BYTES.saturating_sub(self.gathered.len());
-            let now = chunk.split_to(room.min(chunk.len()));
-            from = from.saturating_add(now.len() as u64);
-            self.gathered.extend_from_slice(&now);
-            if self.gathered.len() >= BLOCK_BYTES && !self.flush().await {
-                return false;
-            }
-        }
-        true
-    }
-
     async fn flush(&mut self) -> bool {
-        let gathered = std::mem::take(&mut self.gathered).freeze();
+        let gathered = self.gathered.split().freeze();
         gathered.is_empty() || self.out.send(Ok(gathered)).await.is_ok()
     }
 

@@ -240,30 +240,6 @@ pub fn inherited_descriptor(number: i32) -> io::Result<OwnedFd> {
     Ok(descriptor)
 }
 
-/// Threads share so many heaps; glibc's own number is eight for each processor, and what is free in one is none of the others'.
-const HEAPS_MAX: libc::c_int = 2;
-/// What is larger has memory of its own, which goes back to the kernel at once.
-const HEAP_BLOCK_BYTES_MAX: libc::c_int = 1 << 20;
-/// So much may be free at the end of a heap.
-const HEAP_SLACK_BYTES: libc::c_int = 2 << 20;
-
-/// Has the C library's allocator keep little that is free (mallopt(3)). By itself it keeps twice the largest block that was ever
-/// freed, up to 64 MiB, in each of its heaps. To be called before there are threads.
-pub fn keep_heap_small() -> io::Result<()> {
-    let settings = [
-        (libc::M_ARENA_MAX, HEAPS_MAX),
-        (libc::M_MMAP_THRESHOLD, HEAP_BLOCK_BYTES_MAX),
-        (libc::M_TRIM_THRESHOLD, HEAP_SLACK_BYTES),
-    ];
-    for (parameter, value) in settings {
-        // SAFETY: it takes two numbers, and refuses what it does not know.
-        if unsafe { libc::mallopt(parameter, value) } == 0 {
-            return Err(io::Error::other("the C library's allocator refuses a setting"));
-        }
-    }
-    Ok(())
-}
-
 /// How much of the stack [`give_back_memory`] gives back at most. Less than the kernel keeps free below a stack
 /// (`stack_guard_gap` in `mm/mmap.c`, 1 MiB), so that nothing else lies there.
 const STACK_BYTES_GIVEN_BACK: usize = 512 * 1024;

@@ -214,8 +214,8 @@ impl SpanRecord {
 /// A window made small before the digests of its span's chunks are known.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct PackedWindow {
-    pub(crate) stored: Vec<u8>,
-    pub(crate) unpacked: u32,
+    stored: Vec<u8>,
+    unpacked: u32,
 }
 
 /// Makes one window after another small, with one compressor for all.

@@ -163,13 +163,11 @@ fn damaged_front(index: &LayerIndex, damage: &[(prop::sample::Index, u8)]) {
 }
 
 #[test]
-fn unpacking_leaves_a_blob_and_an_index_and_nothing_else() {
+fn unpacking_leaves_one_blob_and_nothing_else() {
     let tar = archive(&large_layer());
     let directory = tempfile::tempdir().unwrap();
     let blob = directory.path().join("blob");
     let diff_id = sampan_oci::digest::Digest::of(&tar);
     unpack_bytes(&tar, diff_id, media_type::Compression::None, &blob).unwrap();
-    let files = std::fs::read_dir(directory.path()).unwrap().map(|file| file.unwrap().path());
-    let expected = [blob.clone(), blob.with_extension("index")];
-    assert_eq!(files.collect::<std::collections::BTreeSet<_>>(), expected.into());
+    assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
 }

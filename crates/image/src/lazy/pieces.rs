@@ -8,7 +8,7 @@ use super::decode::{Sink, Stretch, compressed_range, place_verified};
 use super::error::LazyError;
 use super::limits::DECODE_BYTES;
 use crate::index::Compression;
-use crate::limits::{TOC_LARGE_BYTES_AT_ONCE, TOC_LARGE_PIECE_BYTES};
+use crate::limits::{TOC_LARGE_PIECE_BYTES, TOC_LARGE_PIECES_AT_ONCE};
 use crate::toc::SpanPiece;
 use sampan_oci::gzip::GzipDecoder;
 use sampan_oci::inflate::OutputBuffer;
@@ -16,13 +16,8 @@ use std::ops::Range;
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-/// Memory for large pieces, of all layers together: a permit for each started [`TOC_LARGE_PIECE_BYTES`].
-static LARGE_PIECES: Semaphore = Semaphore::const_new(permits(TOC_LARGE_BYTES_AT_ONCE) as usize);
-
-const fn permits(bytes: u64) -> u32 {
-    // Pieces are bounded by a limit that fits.
-    bytes.div_ceil(TOC_LARGE_PIECE_BYTES) as u32
-}
+/// Memory for large pieces, of all layers together.
+static LARGE_PIECES: Semaphore = Semaphore::const_new(TOC_LARGE_PIECES_AT_ONCE);
 
 /// Takes what a span unpacks to, and puts its pieces where they belong.
 struct Pieces<'a, 'b> {
@@ -45,9 +40,8 @@ impl Stretch<'_> {
             let stream = self.index.span_stream(span).unwrap_or(0..0).start;
             let input = compressed_range(self.index, &(span..span + 1));
             let mut sink = Pieces { stretch: self, pieces, stream, unpacked: 0, gathered: Vec::new(), verified };
-            let largest = pieces.iter().map(|piece| piece.bytes).max().unwrap_or(0);
-            let is_large = largest > TOC_LARGE_PIECE_BYTES;
-            let _memory = if is_large { Some(self.room_for_large(&input, largest)?) } else { None };
+            let is_large = pieces.iter().any(|piece| piece.bytes > TOC_LARGE_PIECE_BYTES);
+            let _memory = if is_large { Some(self.room_for_large(&input)?) } else { None };
             match self.index.compression {
                 Compression::Gzip => {
                     let decoder = GzipDecoder::new(OutputBuffer::with_capacity(DECODE_BYTES), None);
@@ -62,14 +56,13 @@ impl Stretch<'_> {
     }
 
     /// Waits until all bytes of a span are here, and then its turn: nobody may wait for the network with such memory in hand.
-    fn room_for_large(&self, input: &Range<u64>, bytes: u64) -> Result<SemaphorePermit<'static>, LazyError> {
+    fn room_for_large(&self, input: &Range<u64>) -> Result<SemaphorePermit<'static>, LazyError> {
         let stopped = || LazyError::Stopped { layer: self.layer() };
         let mut here = input.start;
         while here < input.end {
             here = self.compressed.wait(here, self.given_up).ok_or_else(stopped)?;
         }
-        let permits = permits(bytes.min(TOC_LARGE_BYTES_AT_ONCE));
-        Handle::current().block_on(LARGE_PIECES.acquire_many(permits)).map_err(|_closed| stopped())
+        Handle::current().block_on(LARGE_PIECES.acquire()).map_err(|_closed| stopped())
     }
 }
 
@@ -108,7 +101,6 @@ impl Sink for Pieces<'_, '_> {
             self.unpacked += (skipped.len() + now.len()) as u64;
             bytes = later;
             if now.len() < wanted {
-                self.gathered.reserve_exact(wanted);
                 self.gathered.extend_from_slice(now);
                 break;
             }

@@ -13,7 +13,6 @@ use super::remote::Remote;
 use super::state::ReadBy;
 use super::traffic::{Class, Traffic};
 use crate::index::{LayerIndex, StreamLayout, front_range};
-use crate::limits::{LOAD_BYTES_MAX, UNPACK_BYTES};
 use crate::store::registry::{Client, Origin};
 use crate::testing::registry::{Fault, Registry};
 use crate::testing::{archive, compressed, entry, input};
@@ -21,7 +20,6 @@ use crate::tree::Kind;
 use crate::unpack::{UnpackJob, unpack};
 use proptest::prelude::*;
 use rustix::io::Errno;
-use sampan_kit::memory::MemoryBudget;
 use sampan_oci::digest::Digest;
 use sampan_oci::layer::{EntryKind, Segment};
 use sampan_oci::manifest::Descriptor;
@@ -29,6 +27,7 @@ use sampan_oci::media_type::Compression;
 use sampan_registry::config::TransferConfig;
 use sampan_registry::{Credentials, RegistryConfig};
 use std::fs::File;
+use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 use tempfile::TempDir;
@@ -82,10 +81,9 @@ fn truth(seed: u64, compression: Compression) -> Truth {
         compression,
         stream_bytes_max: 1 << 30,
         blob: blob.clone(),
-        index: directory.path().join("index"),
     };
-    unpack(&job, &mut input(&layer)).unwrap();
-    Truth { blob: std::fs::read(blob).unwrap(), index_file: std::fs::read(&job.index).unwrap(), layer }
+    let unpacked = unpack(&job, &mut input(&layer)).unwrap();
+    Truth { blob: std::fs::read(blob).unwrap(), index_file: unpacked.index_bytes, layer }
 }
 
 /// One layer, its server, and what it reported.
@@ -95,7 +93,6 @@ struct Case {
     directory: TempDir,
     events: Arc<Mutex<Vec<LayerEvent>>>,
     deadline: Duration,
-    memory: MemoryBudget,
 }
 
 impl Case {
@@ -106,8 +103,7 @@ impl Case {
         registry.put_blob("some/image", &truth.layer);
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("index"), &truth.index_file).unwrap();
-        let (deadline, memory) = (Duration::from_secs(30), MemoryBudget::new(LOAD_BYTES_MAX));
-        Self { truth, registry, directory, events: Arc::default(), deadline, memory }
+        Self { truth, registry, directory, events: Arc::default(), deadline: Duration::from_secs(30) }
     }
 
     fn layer(&self, open: bool) -> Arc<LazyLayer> {
@@ -130,7 +126,6 @@ impl Case {
             report: Arc::new(move |event| events.lock().unwrap().push(event)),
             read_deadline: self.deadline,
             runtime: tokio::runtime::Handle::current(),
-            memory: self.memory.clone(),
         };
         let parts = LayerParts {
             directory: directory.to_owned(),
@@ -156,17 +151,11 @@ impl Case {
             "digest": Digest::of(&self.truth.layer).to_string(), "size": self.truth.layer.len(),
         }))
         .unwrap();
-        Remote::new(
-            Client::new(config, self.memory.clone()),
-            Origin { source, credentials: Credentials::anonymous() },
-            layer,
-            traffic,
-        )
+        Remote::new(Client::new(config), Origin { source, credentials: Credentials::anonymous() }, layer, traffic)
     }
 
     fn target(&self) -> Target {
-        let path = |name: &str| self.directory.path().join(name);
-        Target { blob: path("new-blob"), index: path("new-index"), stream_bytes_max: 1 << 30 }
+        Target { blob: self.directory.path().join("new-blob"), stream_bytes_max: 1 << 30 }
     }
 }
 
@@ -216,8 +205,8 @@ async fn every_byte_is_right_and_none_comes_twice() {
         let (reading, blob) = (layer.clone(), case.truth.blob.clone());
         tokio::task::spawn_blocking(move || read_about(&reading, &blob, seed, 12)).await.unwrap();
         assert!(case.registry.blob_bytes() <= case.truth.layer.len() as u64, "bytes came twice");
-        complete(&layer, case.target()).await.unwrap();
-        assert!(std::fs::read(case.target().index).unwrap() == case.truth.index_file);
+        let index = complete(&layer, case.target()).await.unwrap();
+        assert!(index == case.truth.index_file);
         assert!(std::fs::read(case.target().blob).unwrap() == case.truth.blob);
         assert_eq!(case.registry.blob_bytes(), case.truth.layer.len() as u64, "bytes came twice, or never");
         layer.finish(File::open(case.target().blob).unwrap());
@@ -264,7 +253,6 @@ async fn what_was_here_before_a_kill_is_here_afterwards() {
     assert_eq!(case.registry.blob_bytes(), bytes, "the same reads need nothing new");
     complete(&again, case.target()).await.unwrap();
     assert_eq!(case.registry.blob_bytes(), case.truth.layer.len() as u64);
-    assert!(case.memory.in_use().most_bytes >= UNPACK_BYTES);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -366,8 +354,7 @@ async fn an_index_that_lies_is_found_out() {
         let layer = case.layer(false);
         let error = complete(&layer, case.target()).await.unwrap_err();
         assert!(matches!(error, CompletionError::Untrue(_)), "{error}");
-        assert!(!case.target().blob.exists() && !case.target().index.exists());
-        assert_eq!(case.memory.in_use().held_bytes, 0);
+        assert!(!Path::new(&case.target().blob).exists());
     }
 }
 

@@ -1,11 +1,11 @@
-//! What loading has done since the service started, and what memory it holds, for Prometheus.
+//! What lazy loading has done since the service started, for Prometheus.
 
 use super::ImageStore;
 use crate::lazy::traffic::Counters;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Counters that only grow, and the memory in use; shown as Prometheus text.
+/// Counters that only grow; shown as Prometheus text.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ImageCounters {
     /// Reads of layers on their way whose bytes were here.
@@ -36,10 +36,6 @@ pub struct ImageCounters {
     pub layers_completed: u64,
     /// Layers whose index was not the truth.
     pub layers_refused: u64,
-    /// Memory that all loading holds now, the most that it ever held, and what it may.
-    pub memory_bytes: u64,
-    pub memory_most_bytes: u64,
-    pub memory_limit_bytes: u64,
 }
 
 impl ImageStore {
@@ -47,7 +43,6 @@ impl ImageStore {
         let counters: &Counters = &self.inner.lazy.traffic().counters;
         let published = self.inner.publications.tally();
         let begun = self.inner.lazy.begun();
-        let memory = self.inner.memory.in_use();
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         ImageCounters {
             hits: read(&counters.hits),
@@ -67,9 +62,6 @@ impl ImageStore {
             layers_by_contents: read(&begun.contents),
             layers_completed: read(&counters.layers_completed),
             layers_refused: read(&counters.layers_refused),
-            memory_bytes: memory.held_bytes,
-            memory_most_bytes: memory.most_bytes,
-            memory_limit_bytes: memory.limit_bytes,
         }
     }
 }
@@ -111,18 +103,6 @@ impl fmt::Display for ImageCounters {
         }
         head(out, "sampan_image_layers_total", "Layers that were completed after they had been mounted.")?;
         writeln!(out, "sampan_image_layers_total{{result=\"complete\"}} {}", self.layers_completed)?;
-        writeln!(out, "sampan_image_layers_total{{result=\"untrue\"}} {}", self.layers_refused)?;
-        let gauges = [
-            (
-                "sampan_image_memory_bytes",
-                "Memory that loading images holds for bytes on their way.",
-                self.memory_bytes,
-            ),
-            ("sampan_image_memory_most_bytes", "The most that it ever was.", self.memory_most_bytes),
-            ("sampan_image_memory_limit_bytes", "What may be held ahead of need.", self.memory_limit_bytes),
-        ];
-        gauges.iter().try_for_each(|(name, help, bytes)| {
-            write!(out, "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {bytes}\n")
-        })
+        writeln!(out, "sampan_image_layers_total{{result=\"untrue\"}} {}", self.layers_refused)
     }
 }

@@ -2,14 +2,14 @@
 
 use super::catalog::Catalog;
 use super::kept;
-use super::paths::{Paths, rename};
+use super::paths::{Paths, rename, write_new};
 use super::progress::{LayerProgress, LayerState};
 use super::registry::Origin;
 use super::{Inner, Removed};
 use crate::disk::free_bytes;
 use crate::error::ImageError;
 use crate::lazy::limits::KEPT_INDEX_BLOB_BYTES_MIN;
-use crate::limits::{CHUNKS_QUEUED, UNPACK_BYTES};
+use crate::limits::CHUNKS_QUEUED;
 use crate::unpack::{self, Input, UnpackError, UnpackJob};
 use sampan_kit::error_chain::ErrorChain;
 use sampan_oci::digest::Digest;
@@ -223,7 +223,6 @@ async fn transfer(
         permit = inner.layers.permits.clone().acquire_owned() => permit.map_err(|_closed| cancelled())?,
         () = status.closed() => return Err(cancelled()),
     };
-    let memory = inner.memory.fix(UNPACK_BYTES);
     let (sender, receiver) = mpsc::channel(CHUNKS_QUEUED);
     let unpacking = {
         let (inner, layer, status) = (inner.clone(), layer.clone(), status.clone());
@@ -231,7 +230,6 @@ async fn transfer(
         let thread = std::thread::Builder::new().name("layer-inflate".to_owned());
         let thread = thread.spawn(move || {
             let result = unpack_and_keep(&inner, &layer, diff_id, receiver, status);
-            drop(memory);
             // Whoever waited has gone with the runtime.
             done.send(result).ok();
             drop(permit);
@@ -285,7 +283,7 @@ fn unpack_and_keep(
     status: watch::Sender<Status>,
 ) -> Result<(), UnpackError> {
     let digest = layer.descriptor.digest;
-    let (blob, index) = (inner.incoming(), inner.incoming());
+    let blob = inner.incoming();
     let failed = |error: ImageError| match error {
         ImageError::DiskFull { path } => UnpackError::DiskFull { layer: digest, path },
         ImageError::File { path, source, .. } => UnpackError::Write { path, source },
@@ -299,16 +297,19 @@ fn unpack_and_keep(
         compression: layer.compression,
         stream_bytes_max: unpack::stream_bytes_max(inner.config.layer_bytes_max, free),
         blob: blob.clone(),
-        index: index.clone(),
     };
     let mut input = Input::new(chunks, progress_of(layer, status));
-    let kept = unpack::unpack(&job, &mut input).and_then(|()| {
-        let kept =
-            rename(&index, &inner.paths.index(&diff_id)).and_then(|()| rename(&blob, &inner.paths.blob(&diff_id)));
-        kept.map_err(failed)
+    let kept = unpack::unpack(&job, &mut input).and_then(|unpacked| {
+        let index = inner.incoming();
+        let kept = write_new(&index, &unpacked.index_bytes)
+            .and_then(|_file| rename(&index, &inner.paths.index(&diff_id)))
+            .and_then(|()| rename(&blob, &inner.paths.blob(&diff_id)));
+        kept.map_err(|error| {
+            inner.paths.remove(&index).ok();
+            failed(error)
+        })
     });
     if kept.is_err() {
-        inner.paths.remove(&index).ok();
         inner.paths.remove(&blob).ok();
     }
     kept

@@ -39,7 +39,6 @@ use crate::lazy::partial_file::PartialFile;
 use crate::lazy::remote::Remote;
 use crate::lazy::state::{INDEX, LayerState, ReadBy};
 use crate::lazy::traffic::Traffic;
-use sampan_kit::memory::MemoryBudget;
 use sampan_oci::digest::Digest;
 use std::collections::HashMap;
 use std::fs::{DirBuilder, File};
@@ -136,7 +135,6 @@ impl Lazy {
         files: Option<LazyFiles>,
         background_bytes_per_second: Option<u64>,
         read_deadline: std::time::Duration,
-        memory: MemoryBudget,
     ) -> Self {
         let (reporter, reports) = mpsc::unbounded_channel();
         let around = Surroundings {
@@ -146,7 +144,6 @@ impl Lazy {
             report: Arc::new(move |event| drop(reporter.send(event))),
             read_deadline,
             runtime: Handle::current(),
-            memory,
         };
         Self {
             files,
@@ -339,7 +336,7 @@ fn remove_folder(path: &Path) {
 }
 
 /// The index file of a layer, read for use.
-pub(crate) fn open_index(path: &Path) -> Result<(LayerIndex, u64, File), ImageError> {
+pub(super) fn open_index(path: &Path) -> Result<(LayerIndex, u64, File), ImageError> {
     let front = super::read_front(path)?;
     let decoded = LayerIndex::decode(&front);
     let index = decoded.map_err(|source| ImageError::Index { path: path.to_owned(), source })?;

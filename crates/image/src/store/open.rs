@@ -12,11 +12,9 @@ use super::{ImageStoreConfig, Inner};
 use crate::error::ImageError;
 use crate::lazy::connection::LazyFiles;
 use crate::lazy::limits::FUSE_THREADS;
-use crate::limits::{ASSEMBLED_AT_ONCE, LOAD_BYTES_MAX};
 use crate::publish::Publications;
 use rustix::fs::{FlockOperation, flock};
 use sampan_kit::error_chain::ErrorChain;
-use sampan_kit::memory::MemoryBudget;
 use sampan_oci::config::ImageConfig;
 use sampan_oci::digest::Digest;
 use std::collections::HashSet;
@@ -24,7 +22,6 @@ use std::fs::{self, DirBuilder, File};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use tokio::sync::Semaphore;
 
 pub(super) fn open(mut config: ImageStoreConfig) -> Result<Inner, ImageError> {
     let paths = Paths::new(&config.data_dir);
@@ -37,11 +34,10 @@ pub(super) fn open(mut config: ImageStoreConfig) -> Result<Inner, ImageError> {
         paths.remove_all(&path)?;
     }
     let boot_id = boot_id()?;
-    let memory = MemoryBudget::new(LOAD_BYTES_MAX);
-    let client = Client::new(config.registry.clone(), memory.clone());
+    let client = Client::new(config.registry.clone());
     let publications = Publications::new(client.inner().clone(), &config.data_dir, config.index_cache.clone());
     config.index_source.get_or_insert_with(|| Arc::new(publications.clone()));
-    let lazy = open_lazy(&config, &paths, &client, &boot_id, memory.clone())?;
+    let lazy = open_lazy(&config, &paths, &client, &boot_id)?;
     let mut catalog = Catalog::default();
     for path in files(&paths.records)? {
         match Record::read(&path).and_then(|record| believed(record, &paths, &lazy, &boot_id)) {
@@ -59,8 +55,6 @@ pub(super) fn open(mut config: ImageStoreConfig) -> Result<Inner, ImageError> {
         paths,
         client,
         catalog: Mutex::new(catalog),
-        memory,
-        assembling: Arc::new(Semaphore::new(ASSEMBLED_AT_ONCE)),
         layers,
         lazy,
         publications,
@@ -79,13 +73,7 @@ pub(super) fn open(mut config: ImageStoreConfig) -> Result<Inner, ImageError> {
 
 /// What serves layers that are still arriving, with those that an earlier process of this boot served. A machine or a service
 /// that cannot do so pulls everything whole.
-fn open_lazy(
-    config: &ImageStoreConfig,
-    paths: &Paths,
-    client: &Client,
-    boot_id: &str,
-    memory: MemoryBudget,
-) -> Result<Lazy, ImageError> {
+fn open_lazy(config: &ImageStoreConfig, paths: &Paths, client: &Client, boot_id: &str) -> Result<Lazy, ImageError> {
     let files = config.keeper.as_ref().and_then(|keeper| match LazyFiles::open(keeper, &paths.root, FUSE_THREADS) {
         Ok(files) => Some(files),
         Err(error) => {
@@ -94,7 +82,7 @@ fn open_lazy(
             None
         }
     });
-    let lazy = Lazy::new(files, config.background_bytes_per_second, config.read_deadline, memory);
+    let lazy = Lazy::new(files, config.background_bytes_per_second, config.read_deadline);
     lazy::adopt(&lazy, &Opening { config, paths, client, boot_id })?;
     Ok(lazy)
 }

@@ -77,13 +77,10 @@ pub(super) async fn pull(
         begin_lazily(inner, &origin, &resolved).await?;
     }
     fetch_layers(inner, &origin, &name, &resolved.manifest, &diff_ids, wanted, &progress).await?;
-    // The permits are never taken away.
-    let turn = inner.assembling.clone().acquire_owned().await;
-    let turn = turn.map_err(|_closed| ImageError::Stopped { reference: name.clone() })?;
     let (inner, guarded) = (inner.clone(), !origin.credentials.brings_none());
     blocking("the image", move || {
         let image = assemble(&inner, &name, resolved, tag, guarded)?;
-        drop((turn, pins));
+        drop(pins);
         // All of this also when whoever wanted the image has gone by now: it is there. And whoever began to serve a layer of it:
         // the pull that did so may have failed.
         for served in diff_ids.iter().filter_map(|diff_id| inner.lazy.get(diff_id)) {

@@ -3,7 +3,6 @@
 //! Its futures borrow in ways that the compiler cannot prove `Send`, so that each short call (documents, and the opening of a
 //! blob) runs on a thread where it need not be. The bytes of a blob then flow without such a detour.
 
-use sampan_kit::memory::MemoryBudget;
 use sampan_oci::digest::Digest;
 use sampan_oci::manifest::Descriptor;
 use sampan_oci::platform::Platform;
@@ -25,8 +24,8 @@ pub(crate) struct Origin {
 pub(crate) struct Client(RegistryClient);
 
 impl Client {
-    pub(crate) fn new(config: RegistryConfig, memory: MemoryBudget) -> Self {
-        Self(RegistryClient::with_memory(config, memory))
+    pub(crate) fn new(config: RegistryConfig) -> Self {
+        Self(RegistryClient::new(config))
     }
 
     /// The client itself, for those whose calls need no detour.

@@ -3,7 +3,6 @@
 mod access;
 mod disk;
 mod lazy;
-mod memory;
 
 use super::*;
 use crate::testing::layout::{LayerBytes, Layout, TAR, TAR_GZIP, plain_layer};

@@ -1,14 +1,14 @@
 //! The blob being written: sequential, 4 KiB-aligned, watching the disk.
 
 use super::{UnpackError, UnpackJob};
-use crate::limits::{DISK_RESERVE_BYTES, GATHER_BYTES};
+use crate::limits::DISK_RESERVE_BYTES;
 use crate::tree::BLOCK_BYTES;
-use sampan_oci::digest::Digest;
 use std::fs::File;
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
 
+/// Bytes gathered for one `write(2)`.
+const GATHER_BYTES: usize = 1 << 20;
 /// Bytes written between two looks at the free space.
 const DISK_CHECK_BYTES: u64 = 64 << 20;
 
@@ -24,7 +24,7 @@ pub(super) struct BlobWriter<'a> {
 impl<'a> BlobWriter<'a> {
     pub(super) fn create(job: &'a UnpackJob) -> Result<Self, UnpackError> {
         let file = File::options().write(true).create_new(true).mode(0o400).open(&job.blob);
-        let file = file.map_err(|error| failed(job.digest, &job.blob, error))?;
+        let file = file.map_err(|error| failed(job, error))?;
         let gathered = Vec::with_capacity(GATHER_BYTES);
         Ok(Self { job, file, gathered, position: 0, next_check: 0 })
     }
@@ -61,27 +61,24 @@ impl<'a> BlobWriter<'a> {
     fn flush(&mut self) -> Result<(), UnpackError> {
         if self.position >= self.next_check {
             self.next_check = self.position + DISK_CHECK_BYTES;
-            let free = crate::disk::free_bytes(&self.file).map_err(|error| self.failed(error))?;
+            let free = crate::disk::free_bytes(&self.file).map_err(|error| failed(self.job, error))?;
             if free < DISK_RESERVE_BYTES {
-                return Err(self.failed(ErrorKind::StorageFull.into()));
+                return Err(failed(self.job, ErrorKind::StorageFull.into()));
             }
         }
-        self.file.write_all(&self.gathered).map_err(|error| self.failed(error))?;
+        self.file.write_all(&self.gathered).map_err(|error| failed(self.job, error))?;
         self.gathered.clear();
         Ok(())
-    }
-
-    fn failed(&self, source: std::io::Error) -> UnpackError {
-        failed(self.job.digest, &self.job.blob, source)
     }
 }
 
 /// Says of a full disk that it is full, and of anything else what the kernel says.
-pub(super) fn failed(layer: Digest, path: &Path, source: std::io::Error) -> UnpackError {
+fn failed(job: &UnpackJob, source: std::io::Error) -> UnpackError {
+    let path = job.blob.clone();
     match source.kind() {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
-            UnpackError::DiskFull { layer, path: path.parent().unwrap_or(path).to_owned() }
+            UnpackError::DiskFull { layer: job.digest, path: path.parent().unwrap_or(&path).to_owned() }
         }
-        _ => UnpackError::Write { path: path.to_owned(), source },
+        _ => UnpackError::Write { path, source },
     }
 }

@@ -1,11 +1,11 @@
 //! The third thread: takes the archive apart into tree, chunk digests and blob.
 
 use super::blob::BlobWriter;
-use super::{UnpackError, UnpackJob, Work, stop_if_disk};
+use super::{UnpackError, UnpackJob, Work};
 use crate::index::Hash;
 use crate::tree::{CHUNK_BYTES, Content, LayerTree, LayerTreeBuilder, Run};
 use sampan_oci::layer::{Entry, LayerReader, LayerSink, ReadError};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
 
 /// What stands when the archive has ended well.
@@ -17,7 +17,11 @@ pub(super) struct Written {
 
 /// Takes pieces until there are no more. Sets `stop` when the disk, not the layer, is what fails.
 pub(super) fn write(job: &UnpackJob, work: Receiver<Work>, stop: &AtomicBool) -> Result<Written, UnpackError> {
-    Writer::new(job).and_then(|writer| writer.run(&work)).inspect_err(|error| stop_if_disk(stop, error))
+    let result = Writer::new(job).and_then(|writer| writer.run(&work));
+    if let Err(UnpackError::DiskFull { .. } | UnpackError::Write { .. }) = &result {
+        stop.store(true, Ordering::Relaxed);
+    }
+    result
 }
 
 struct Writer<'a> {

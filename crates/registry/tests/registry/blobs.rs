@@ -6,10 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use sampan_kit::memory::MemoryBudget;
 use sampan_registry::config::TransferConfig;
-use sampan_registry::limits::{CONNECTION_BYTES, PART_BYTES_MIN};
-use sampan_registry::{BlobReader, Credentials, FailureClass, FetchError, RegistryClient, RegistryConfig};
+use sampan_registry::{Credentials, FailureClass, FetchError, RegistryClient, RegistryConfig};
 
 use crate::server::{Ending, Reply, Seen, Server, TestImage, client, config, ranged, read_all};
 
@@ -225,63 +223,6 @@ async fn mirrors_are_asked_first_and_passed_over_when_they_fail() {
     let client = RegistryClient::new(RegistryConfig { mirrors, ..config() });
     assert_eq!(pull(&client, &server, &image).await.unwrap(), image.layer);
     assert_eq!(mirror.count("/blobs/"), 1);
-}
-
-async fn open(client: &RegistryClient, server: &Server, image: &TestImage) -> BlobReader {
-    let opened = client.open_blob(&server.source("app:1"), &image.layer_descriptor(), &Credentials::anonymous()).await;
-    opened.unwrap()
-}
-
-#[tokio::test]
-async fn a_reader_alone_reads_far_ahead_and_gives_everything_back() {
-    const PART_BYTES: u64 = (64 << 10) + CONNECTION_BYTES;
-    let (server, image) = serve(ranged).await;
-    let memory = MemoryBudget::new(64 << 20);
-    let client = RegistryClient::with_memory(config(), memory.clone());
-    let mut reader = open(&client, &server, &image).await;
-    assert_eq!(memory.in_use().held_bytes, 4 * PART_BYTES);
-    let first = reader.next().await.unwrap().unwrap();
-    assert_eq!(memory.in_use().held_bytes, 4 * PART_BYTES - first.len() as u64);
-    drop(reader);
-    assert_eq!(memory.in_use().held_bytes, 0);
-    assert_eq!(pull(&client, &server, &image).await.unwrap(), image.layer);
-    assert_eq!(memory.in_use().held_bytes, 0);
-}
-
-#[tokio::test]
-async fn many_readers_share_what_there_is_and_all_come_to_their_end() {
-    const READERS: u64 = 8;
-    let (server, image) = serve(ranged).await;
-    // Not even enough for what each may always have.
-    let memory = MemoryBudget::new(1 << 20);
-    let client = RegistryClient::with_memory(config(), memory.clone());
-    let mut readers = Vec::new();
-    for _ in 0..READERS {
-        readers.push(open(&client, &server, &image).await);
-    }
-    assert!(memory.in_use().held_bytes > 0);
-    // One after the other: none needs what another has.
-    for mut reader in readers {
-        assert_eq!(read_all(&mut reader).await.unwrap(), image.layer);
-    }
-    let most = memory.in_use().most_bytes;
-    assert!(most <= READERS * (PART_BYTES_MIN + CONNECTION_BYTES), "{most}");
-    assert_eq!(memory.in_use().held_bytes, 0);
-}
-
-#[tokio::test]
-async fn a_stream_holds_what_waits_of_it_whatever_its_length() {
-    let (server, image) = serve(|layer, _| Reply::ok(layer.clone())).await;
-    let memory = MemoryBudget::new(64 << 20);
-    let transfer = TransferConfig { part_bytes: 8 << 20, ..config().transfer };
-    let client = RegistryClient::with_memory(RegistryConfig { transfer, ..config() }, memory.clone());
-    let mut reader = open(&client, &server, &image).await;
-    let held = PART_BYTES_MIN + CONNECTION_BYTES;
-    assert_eq!(memory.in_use().held_bytes, held);
-    reader.next().await.unwrap();
-    assert_eq!(memory.in_use().held_bytes, held);
-    assert_eq!(read_all(&mut reader).await.unwrap().len(), LAYER_BYTES - (64 << 10));
-    assert_eq!(memory.in_use().held_bytes, 0);
 }
 
 /// Servers that fail by chance: every seed must end in the right bytes.

@@ -40,7 +40,6 @@ pub(crate) fn run(args: &InternalArgs) -> anyhow::Result<()> {
     let keeper = DescriptorKeeper::open(descriptor(&args.descriptor, "keeper")?)
         .context("the daemon cannot take over what the supervisor holds for it")?;
     mount::enter_private_namespace().context("the daemon cannot have mounts of its own")?;
-    sampan_sys::process::keep_heap_small().context("the daemon's memory cannot be bounded")?;
     let filter = EnvFilter::try_from_env("SAMPAN_LOG").unwrap_or_else(|_unset| EnvFilter::new("info"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
     let runtime = tokio::runtime::Builder::new_multi_thread()

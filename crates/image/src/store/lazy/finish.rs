@@ -37,15 +37,15 @@ async fn run(store: Weak<Inner>, served: Arc<Served>) {
             return;
         }
         let free = File::open(&inner.paths.incoming).and_then(free_bytes).unwrap_or(0);
-        let stream_bytes_max = stream_bytes_max(inner.config.layer_bytes_max, free);
-        let (blob, index) = (inner.incoming(), inner.incoming());
+        let target =
+            Target { blob: inner.incoming(), stream_bytes_max: stream_bytes_max(inner.config.layer_bytes_max, free) };
         drop(inner);
-        let target = Target { blob: blob.clone(), index: index.clone(), stream_bytes_max };
+        let blob = target.blob.clone();
         let result = complete(&served.layer, target).await;
         let Some(inner) = store.upgrade() else { return };
         let (me, of) = (inner.clone(), served.clone());
         let cause = match result {
-            Ok(()) => match blocking("a layer", move || me.keep_complete(&of, &blob, &index)).await {
+            Ok(index) => match blocking("a layer", move || me.keep_complete(&of, &blob, &index)).await {
                 Ok(()) => return,
                 Err(error) => ErrorChain(&error).to_string(),
             },
@@ -105,12 +105,11 @@ fn move_devices(files: &LazyFiles, number: u64, blob: &File) -> Result<(), Image
 
 impl Inner {
     /// Makes a layer an ordinary one.
-    fn keep_complete(self: &Arc<Self>, served: &Arc<Served>, blob: &Path, index: &Path) -> Result<(), ImageError> {
+    fn keep_complete(self: &Arc<Self>, served: &Arc<Served>, blob: &Path, index: &[u8]) -> Result<(), ImageError> {
         let kept = self.keep_files(served, blob, index);
         if kept.is_err() {
-            // The next attempt makes them anew.
+            // The next attempt makes it anew.
             self.paths.remove(blob).ok();
-            self.paths.remove(index).ok();
         }
         if !kept? {
             return Ok(());
@@ -122,18 +121,20 @@ impl Inner {
     }
 
     /// `false` for one that is not to be.
-    fn keep_files(&self, served: &Served, blob: &Path, index: &Path) -> Result<bool, ImageError> {
+    fn keep_files(&self, served: &Served, blob: &Path, index: &[u8]) -> Result<bool, ImageError> {
         let diff_id = &served.diff_id;
+        let temporary = self.incoming();
+        write_new(&temporary, index)?;
         let path = self.paths.blob(diff_id);
         {
             // A layer that nobody needs any more has just been given up; what is there by now is another's, who fetched it anew.
             let catalog = self.catalog();
             if served.layer.is_closed() || !(catalog.has_layer(diff_id) || self.layers.is_pinned(diff_id)) {
-                self.paths.remove(index)?;
+                self.paths.remove(&temporary)?;
                 self.paths.remove(blob)?;
                 return Ok(false);
             }
-            rename(index, &self.paths.index(diff_id))?;
+            rename(&temporary, &self.paths.index(diff_id))?;
             rename(blob, &path)?;
         }
         self.paths.remove(&self.paths.kept(diff_id))?;
